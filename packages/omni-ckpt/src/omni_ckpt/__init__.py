@@ -1,0 +1,1 @@
+"""Checkpoints: sharded while training, Hugging Face when done."""

@@ -1,0 +1,1 @@
+"""Documents to packed batches, in one global order that resumes to the token."""

@@ -1,0 +1,1 @@
+"""Device meshes as values, and the ranks that live on them."""

@@ -1,0 +1,1 @@
+"""Hugging Face models, described, built and filled without patching them."""
