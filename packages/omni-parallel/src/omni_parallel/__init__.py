@@ -1,1 +1,23 @@
 """Parallel training as functions over a model: sharding, recomputation, clipping, the training state."""
+
+from omni_parallel.fsdp import shard_fsdp as shard_fsdp
+from omni_parallel.optim import AdamWConfig as AdamWConfig
+from omni_parallel.optim import OptimConfig as OptimConfig
+from omni_parallel.optim import TrainState as TrainState
+from omni_parallel.optim import init_state as init_state
+from omni_parallel.optim import restore_state as restore_state
+from omni_parallel.optim import state_tree as state_tree
+from omni_parallel.optim import update as update
+from omni_parallel.plan import ModelFacts as ModelFacts
+from omni_parallel.plan import ParallelPlan as ParallelPlan
+from omni_parallel.plan import RecomputeConfig as RecomputeConfig
+from omni_parallel.plan import plan_parallel as plan_parallel
+from omni_parallel.recompute import recompute_blocks as recompute_blocks
+from omni_parallel.reduce import clip_grads_ as clip_grads_
+from omni_parallel.reduce import gather_objects as gather_objects
+from omni_parallel.reduce import global_sum as global_sum
+from omni_parallel.schedules import Schedule as Schedule
+from omni_parallel.schedules import constant as constant
+from omni_parallel.schedules import linear as linear
+from omni_parallel.schedules import warmup_cosine as warmup_cosine
+from omni_parallel.schedules import warmup_stable_decay as warmup_stable_decay

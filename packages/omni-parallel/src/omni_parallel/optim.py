@@ -1,0 +1,152 @@
+"""The training state and its functions, in the manner of optax: init, update, and a tree to save and restore.
+
+The state is one frozen record. The model and the optimizer in it are handles: `update` changes what they hold and
+returns the next record, so a state that was passed on must not be used again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+
+from omni_parallel.schedules import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class AdamWConfig:
+    """AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) and gradient clipping."""
+
+    lr: float = 1e-3
+    """Learning rate at the peak of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: float = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: float = 0.1
+    """Decay of matrices; vectors (norms, biases) do not decay."""
+    max_norm: float = 1.0
+    """Largest global gradient norm; inf turns clipping off."""
+
+
+OptimConfig = AdamWConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Where training stands after `step` updates."""
+
+    step: int
+    model: nn.Module
+    optimizer: Optimizer
+
+
+def group_params(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices decay, vectors do not; parameters of different meshes stay apart. Pure."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for param in params:
+        if param.requires_grad:
+            mesh = param.device_mesh if isinstance(param, DTensor) else None
+            groups.setdefault((param.ndim >= 2, mesh), []).append(param)
+    return [
+        {"params": members, "weight_decay": weight_decay if decays else 0.0} for (decays, _), members in groups.items()
+    ]
+
+
+def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
+    """The state before the first step. Donates `model`: shard it first, since moments lie where its parameters lie.
+
+    Moments exist from the start (zeros, in the dtype of the parameter), so that a checkpoint has a place to land.
+
+    Raises:
+        ValueError: if a setting is out of its range, all at once.
+    """
+    if problems := _problems(config):
+        raise ValueError("these optimizer settings cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+    groups = group_params(model.parameters(), config.weight_decay)
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            device = param.device
+            optimizer.state[param] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(param),
+                "exp_avg_sq": torch.zeros_like(param),
+            }
+    return TrainState(step=0, model=model, optimizer=optimizer)
+
+
+def update(state: TrainState, schedule: Schedule) -> TrainState:
+    """The state one step on: gradients applied at the rate `schedule(state.step)` and cleared. Donates `state`."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = schedule(state.step)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return replace(state, step=state.step + 1)
+
+
+def state_tree(state: TrainState) -> dict[str, Any]:
+    """`state` as nested dicts of tensors and one int: what a checkpoint holds. Shares memory with `state`.
+
+    `{"step": int, "model": {name: tensor}, "optimizer": {"exp_avg": {name: tensor}, ...}}`. A tied parameter appears
+    once, under its first name; persistent buffers are in "model".
+    """
+    for module in state.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # An evaluation may have left parameters gathered.
+    names = {param: name for name, param in state.model.named_parameters()}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for param, entries in state.optimizer.state.items():
+        for key, value in entries.items():
+            moments.setdefault(key, {})[names[param]] = value
+    return {"step": state.step, "model": _named_tensors(state.model), "optimizer": moments}
+
+
+@torch.no_grad()
+def restore_state(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
+    """The state that `tree` describes, in the memory of `state`. Donates `state`.
+
+    A tree that was filled in place (it shares its tensors with `state`) costs nothing; others are copied in.
+
+    Raises:
+        ValueError: if a name of `state` is not in `tree`, all of them listed.
+    """
+    own = state_tree(state)
+    pairs = [
+        (f"{part}.{name}", tensor, found.get(name))
+        for part, ours, found in (
+            ("model", own["model"], tree["model"]),
+            *((f"optimizer.{key}", ours, tree["optimizer"].get(key, {})) for key, ours in own["optimizer"].items()),
+        )
+        for name, tensor in ours.items()
+    ]
+    if missing := [name for name, _, found in pairs if found is None]:
+        raise ValueError(f"the tree lacks {len(missing)} tensors of this state: {', '.join(missing[:10])}.")
+    for _, tensor, found in pairs:
+        if tensor is not found:
+            tensor.copy_(found)
+    return replace(state, step=int(tree["step"]))
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    params = dict(model.named_parameters())
+    # Tied parameters have several names in a state dict; buffers that are not persistent have none.
+    tied = {id(param) for param in params.values()}
+    buffers = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in tied}
+    return params | buffers
+
+
+def _problems(config: OptimConfig) -> list[str]:
+    b1, b2 = config.betas
+    rules = [
+        (config.lr >= 0, f"lr={config.lr}: must be at least 0."),
+        (0 <= b1 < 1 and 0 <= b2 < 1, f"betas={config.betas}: each must be at least 0 and less than 1."),
+        (config.eps > 0, f"eps={config.eps}: must be positive."),
+        (config.weight_decay >= 0, f"weight_decay={config.weight_decay}: must be at least 0."),
+        (config.max_norm > 0, f"max_norm={config.max_norm}: must be positive; inf turns clipping off."),
+    ]
+    return [message for holds, message in rules if not holds]

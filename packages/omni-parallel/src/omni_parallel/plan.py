@@ -1,0 +1,87 @@
+"""The parallel plan: which modules are sharded and which recomputed, as plain data.
+
+A plan is derived by a pure function from facts about a model and the sizes of a mesh. It can be printed, compared and
+tested without a GPU; the functions that follow it (`shard_fsdp`, `recompute_blocks`) decide nothing themselves.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from omni_mesh import MeshSpec
+
+
+class ModelFacts(Protocol):
+    """What a planner needs to know of a model. Structural: any object with these attributes will do."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the repeated blocks, in the order in which the forward pass runs them."""
+        ...
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of one attention layer."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads of one attention layer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputeConfig:
+    """Which blocks forget their activations in the forward pass and compute them again in the backward pass."""
+
+    every: int = 0
+    """Recompute every n-th block: 0 recomputes none, 1 all of them, 2 half of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelPlan:
+    """Module names by what is done to them."""
+
+    blocks: tuple[str, ...]
+    """Sharded one by one, in this order; the rest of the model is one unit around them."""
+    recompute: tuple[str, ...] = ()
+    """Blocks whose activations are computed again in the backward pass."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters between its forward and its backward pass (ZeRO-3), or keep them (ZeRO-2)."""
+    prefetch: int = 1
+    """How many blocks ahead parameters are gathered, in both directions."""
+
+
+def plan_parallel(facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConfig = RecomputeConfig()) -> ParallelPlan:
+    """What to shard and what to recompute for a model of these facts on a mesh of this spec.
+
+    Args:
+        facts: what is known of the model.
+        spec: the resolved sizes of the mesh.
+        recompute: which blocks trade compute for memory.
+
+    Raises:
+        ValueError: with every reason why the model does not fit the mesh.
+
+    >>> from types import SimpleNamespace
+    >>> from omni_mesh import MeshConfig, resolve_mesh
+    >>> facts = SimpleNamespace(blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2)
+    >>> plan_parallel(facts, resolve_mesh(MeshConfig(), 2), recompute=RecomputeConfig(every=2)).recompute
+    ('layers.0', 'layers.2')
+    """
+    problems = [
+        f"{count}={having} does not divide by {axis}={size}: choose {axis} among the divisors of {having}."
+        for axis, size in (("tp", spec.tp), ("sp", spec.sp))
+        for count, having in (("num_heads", facts.num_heads), ("num_kv_heads", facts.num_kv_heads))
+        if having % size
+    ]
+    if recompute.every < 0:
+        problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
+    if not facts.blocks:
+        problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
+    if problems:
+        raise ValueError("this model does not fit this mesh:\n" + "\n".join(f"  - {p}" for p in problems))
+    return ParallelPlan(
+        blocks=facts.blocks,
+        recompute=facts.blocks[:: recompute.every] if recompute.every else (),
+        reshard_after_forward=spec.fsdp > 1,
+    )
