@@ -1,0 +1,109 @@
+"""From a name to a model without weights: the configuration is read, the modules are laid out on the meta device."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from omni_models.presets import PRESETS
+from omni_models.weights import fill_weights
+
+
+def read_config(source: str, **overrides: object) -> PreTrainedConfig:
+    """The configuration of a preset, a local directory or a hub name, with fields overridden.
+
+    Args:
+        source: a preset ("tiny", "qwen3-8b", ...), a directory with a config.json, or a hub name ("Qwen/Qwen3-8B").
+        overrides: fields of the configuration, such as `num_hidden_layers=2`.
+
+    Raises:
+        ValueError: if nothing of that name is found (the nearest preset is named), if an override is no field of this
+            configuration, or if its head counts do not divide; all at once.
+    """
+    config = _find_config(source)
+    known = set(config.to_dict())
+    problems = [f"{source} has no field {name}{_nearest(name, known)}." for name in overrides if name not in known]
+    config = type(config).from_dict(config.to_dict() | {k: v for k, v in overrides.items() if k in known})
+    problems += head_problems(config)
+    if problems:
+        raise ValueError(f"the configuration of {source} cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+    return config
+
+
+def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu") -> PreTrainedModel:
+    """A causal language model in fp32, in training mode. On "meta" it has shapes only: fill it by `fill_weights`.
+
+    Args:
+        config: of any causal language model of transformers; it is copied, not kept.
+        seed: of the random weights, which depend on nothing else (see `fill_weights`).
+        device: "meta", or where to put the weights.
+
+    Raises:
+        ValueError: if transformers knows no causal language model of this type, or if the weights are quantised.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"model type {config.model_type} is no causal language model, the only kind built so far.")
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"this {config.model_type} is quantised; training starts from weights that are not.")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+    # A cache is for generation; in training it makes transformers forget where packed documents end.
+    model.config.use_cache = False
+    model.train()
+    if device == "meta":
+        return model
+    model.to_empty(device=device)
+    model.tie_weights()
+    return fill_weights(model, None, seed=seed)
+
+
+def head_problems(config: PreTrainedConfig) -> list[str]:
+    """What is wrong with the head counts of `config`, in words; empty when they divide. Pure."""
+    text = config.get_text_config()
+    heads, hidden = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    if not isinstance(heads, int) or not isinstance(hidden, int):
+        return []
+    problems = []
+    if getattr(text, "head_dim", None) is None and hidden % heads:
+        problems.append(
+            f"hidden_size={hidden} does not divide by num_attention_heads={heads}: change one, or set head_dim."
+        )
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if isinstance(kv_heads, int) and heads % kv_heads:
+        problems.append(
+            f"num_attention_heads={heads} does not divide by num_key_value_heads={kv_heads}: "
+            f"each key and value head serves the same number of query heads."
+        )
+    return problems
+
+
+def _find_config(source: str) -> PreTrainedConfig:
+    if source in PRESETS:
+        fields = dict(PRESETS[source])
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} has no config.json, so it is not the directory of a Hugging Face model.")
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    if path.exists():
+        raise ValueError(f"{path} is a file; name the directory that holds config.json.")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ValueError(
+            f"there is no model {source!r}: no preset{_nearest(source, PRESETS)}, no directory of that path, "
+            f"and a hub name has the form owner/name. Presets: {', '.join(PRESETS)}."
+        )
+    try:
+        return AutoConfig.from_pretrained(source)
+    except OSError as problem:
+        raise ValueError(
+            f"the hub gave no configuration for {source!r}{_nearest(source, PRESETS)}. "
+            f"Is the name right and the network up? {problem}"
+        ) from problem
+
+
+def _nearest(name: str, known: object) -> str:
+    close = get_close_matches(name, list(known), n=1)  # pyright: ignore[reportArgumentType]
+    return f" (did you mean {close[0]}?)" if close else ""

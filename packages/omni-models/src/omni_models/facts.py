@@ -1,0 +1,95 @@
+"""What there is to know about a model before anything is decided: read from its configuration and modules. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model, described. Counts are of scalars, of the whole model."""
+
+    model_type: str
+    blocks: tuple[str, ...]
+    """Names of the repeated blocks, in the order of the forward pass."""
+    experts: tuple[str, ...]
+    """Names of the modules that hold the weights of many experts."""
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    num_experts: int
+    experts_per_token: int
+    num_params: int
+    active_params: int
+    """Parameters that one token is multiplied by: not the embedding it only looks up, nor experts it is not sent to."""
+    tied_embeddings: bool
+
+
+def describe(model: PreTrainedModel) -> ModelFacts:
+    """The facts of `model`, which may be on the meta device and is not changed."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    experts = tuple(name for name, module in model.named_modules() if _holds_experts(module))
+    num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+    chosen = _first(config, "num_experts_per_tok", "top_k_experts", "moe_topk")
+    total = _count(model.parameters())
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    in_experts = sum(_count(model.get_submodule(name).parameters()) for name in experts)
+    idle = in_experts * (num_experts - chosen) // num_experts if num_experts else 0
+    return ModelFacts(
+        model_type=model.config.model_type,
+        blocks=block_names(model),
+        experts=experts,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        num_experts=num_experts,
+        experts_per_token=chosen,
+        num_params=total,
+        active_params=total - idle - (0 if tied else _count(embedding.parameters())),
+        tied_embeddings=tied,
+    )
+
+
+def flops_per_token(facts: ModelFacts, seq_len: int, *, causal: bool = True) -> float:
+    """Floating-point operations of a forward and a backward pass, per token of a row of `seq_len` tokens.
+
+    Six per active parameter, and for attention 12 x layers x heads x head_dim x seq_len, half of it if causal (PaLM,
+    Chowdhery et al., 2022, arXiv:2204.02311, appendix B). Recomputation is not counted.
+    """
+    attention = 12.0 * facts.num_layers * facts.num_heads * facts.head_dim * seq_len
+    return 6.0 * facts.active_params + (attention / 2 if causal else attention)
+
+
+def block_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the modules that transformers says must not be split, outermost only, in module order."""
+    kinds = set(model._no_split_modules or ())
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if type(module).__name__ in kinds and not any(name.startswith(f"{outer}.") for outer in names):
+            names.append(name)
+    return tuple(names)
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Whether `module` is an expert bank of transformers: one parameter with a dim for the experts."""
+    own = dict(module.named_parameters(recurse=False))
+    return type(module).__name__.endswith("Experts") and any(param.ndim == 3 for param in own.values())
+
+
+def _first(config: object, *names: str) -> int:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
+
+
+def _count(params: Iterable[nn.Parameter]) -> int:
+    return sum(param.numel() for param in params)

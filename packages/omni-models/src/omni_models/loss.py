@@ -1,0 +1,169 @@
+"""Losses as sums over tokens, in nats; the caller divides by the number of targets of the whole world.
+
+The loss of a language model is the largest thing it computes: at 150,000 tokens of vocabulary, the logits of one row
+of 8,192 are 5 GB in fp32. The chunked loss never holds more than `CHUNK_BYTES` of them: it replaces the output head,
+for the time of one call, by a function from hidden states to the loss.
+
+Dimensions: B rows, s tokens of a row on this rank, T = B*s tokens, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+IGNORE = -100
+"""The label of a token that is no target."""
+
+CHUNK_BYTES = 1 << 30
+"""Most bytes of fp32 logits that the chunked loss holds at once."""
+
+_CHANGES_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier_scale",
+)
+"""Fields of configurations that say: the model goes on computing with its logits after the head."""
+
+
+def count_targets(labels_Bs: Tensor) -> Tensor:
+    """How many labels count towards the loss. Scalar, int64, no host synchronisation."""
+    return (labels_Bs != IGNORE).sum()
+
+
+def choose_loss(config: PreTrainedConfig) -> Literal["chunked", "full"]:
+    """The cheapest way to this model's exact loss: "chunked", or "full" where the model changes its logits. Pure."""
+    text = config.get_text_config()
+    changes = any(getattr(text, field, None) not in (None, 1, 1.0) for field in _CHANGES_LOGITS)
+    return "full" if changes else "chunked"
+
+
+def summed_loss(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    labels_Bs: Tensor,
+    *,
+    impl: Literal["auto", "chunked", "full"] = "auto",
+) -> Tensor:
+    """Cross entropy summed over the targets. Scalar, fp32, nats.
+
+    Args:
+        model: a causal language model of transformers, sharded or not.
+        inputs: arguments of `model(...)`: `input_ids`, `position_ids`, and what its attention needs.
+        labels_Bs: int64, already shifted: `labels_Bs[b, s]` is the token after `input_ids[b, s]`, or -100.
+        impl: "chunked" never holds all logits; "full" computes them as the model does; "auto" is `choose_loss`.
+
+    Raises:
+        ValueError: if "chunked" is asked of a model that has no linear head or that changes its logits after it.
+    """
+    if impl == "auto":
+        impl = choose_loss(model.config)
+    if impl == "full":
+        logits_BsV = model(**inputs, use_cache=False).logits
+        return F.cross_entropy(
+            logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), reduction="sum", ignore_index=IGNORE
+        )
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear output head: pass impl='full'.")
+    with _head_as_loss(head, labels_Bs) as losses:
+        returned = model(**inputs, use_cache=False).logits
+    if len(losses) != 1 or returned is not losses[0][0] or returned._version != losses[0][1]:
+        raise ValueError(
+            f"{type(model).__name__} computes with its logits after the head, so the chunked loss would be wrong: "
+            "pass impl='full'."
+        )
+    return returned
+
+
+def chunked_cross_entropy(
+    hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, labels_T: Tensor, chunk: int
+) -> Tensor:
+    """Summed cross entropy of the logits `hidden_TH @ weight_VH.T + bias_V`, `chunk` tokens at a time. Scalar, fp32.
+
+    Gradients are made in the forward pass, while a chunk's logits exist, so they are computed once and never kept;
+    weight gradients are summed over chunks in fp32.
+    """
+    out = _ChunkedCrossEntropy.apply(hidden_TH, weight_VH, bias_V, labels_T, chunk)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES) -> int:
+    """How many tokens a chunk holds so that its fp32 logits fit `max_bytes`, in chunks of nearly equal size. Pure.
+
+    >>> chunk_tokens(8192, 151936)
+    1639
+    """
+    most = max(1, max_bytes // (4 * vocab_size))
+    chunks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // chunks))
+
+
+@contextmanager
+def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Tensor, int]]]:
+    """While open, calling `head` gives the summed loss; the list holds what it gave, and its version."""
+    losses: list[tuple[Tensor, int]] = []
+
+    def forward(hidden_BsH: Tensor) -> Tensor:
+        if hidden_BsH.shape[:-1] != labels_Bs.shape:
+            raise ValueError(
+                f"{list(labels_Bs.shape)} labels met {list(hidden_BsH.shape[:-1])} hidden states: "
+                "cut labels and tokens alike."
+            )
+        hidden_TH, labels_T = hidden_BsH.flatten(0, -2), labels_Bs.flatten()
+        chunk = chunk_tokens(len(hidden_TH), head.weight.shape[0])
+        loss = chunked_cross_entropy(hidden_TH, head.weight, head.bias, labels_T, chunk)
+        losses.append((loss, loss._version))
+        return loss
+
+    head.forward = forward
+    try:
+        yield losses
+    finally:
+        del head.forward
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        hidden_TH, weight_VH, bias_V, labels_T, chunk = inputs
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        total = hidden_TH.new_zeros((), dtype=torch.float32)
+        d_hidden_TH = torch.empty_like(hidden_TH) if need_hidden else None
+        d_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and need_bias else None
+        for start in range(0, len(hidden_TH), chunk):
+            part = slice(start, start + chunk)
+            hidden, labels = hidden_TH[part], labels_T[part]
+            target = labels != IGNORE
+            index = labels.clamp(min=0)[:, None]
+            logp = F.linear(hidden, weight_VH, bias_V).log_softmax(dim=-1, dtype=torch.float32)
+            total -= (logp.gather(1, index)[:, 0] * target).sum()
+            if not (need_hidden or need_weight or need_bias):
+                continue
+            # d loss / d logits = softmax - one_hot, for targets only.
+            d_logits = logp.exp_().scatter_add_(1, index, torch.full_like(index, -1.0, dtype=torch.float32))
+            d_logits = d_logits.mul_(target[:, None]).to(hidden.dtype)
+            if d_hidden_TH is not None:
+                torch.mm(d_logits, weight_VH, out=d_hidden_TH[part])
+            if d_weight_VH is not None:
+                d_weight_VH += d_logits.T @ hidden
+            if d_bias_V is not None:
+                d_bias_V += d_logits.sum(0, dtype=torch.float32)
+        # Each gradient takes its input's dtype here, once; backward only scales it.
+        grads = ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH), (d_bias_V, bias_V))
+        ctx.save_for_backward(*(None if grad is None else grad.to(like.dtype) for grad, like in grads))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *d_totals: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: a head's gradient is too large to hold twice. torch refuses a second backward pass by itself.
+        return (*(None if grad is None else grad.mul_(d_totals[0]) for grad in ctx.saved_tensors), None, None)

@@ -1,0 +1,88 @@
+"""Where Hugging Face lets a function be swapped: attention. Each model keeps its own function, on its own modules.
+
+transformers finds attention by a name in a process-wide registry. The function registered there, once, is a constant
+that looks the real one up on the module that calls it; so two models in one process never share an attention, and the
+modeling files stay as they are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from omni_models.attention import ATTENTIONS, AttentionFn
+
+M = TypeVar("M", bound=PreTrainedModel)
+NAME = "omni"
+"""The name of the constant in transformers' registry."""
+_ATTEND = "omni_attention"
+"""The attribute of an attention module that holds its own function."""
+
+
+def use_attention(model: M, attend: str | AttentionFn) -> M:
+    """The same model, every attention module of which calls `attend`. Donates `model`.
+
+    Args:
+        model: any model whose attention goes through transformers' attention interface.
+        attend: a backend by name (see `omni_models.attention`), or a function of the same form.
+
+    Raises:
+        ValueError: if there is no backend of that name, or if the model does not use the interface.
+    """
+    if isinstance(attend, str):
+        if attend not in ATTENTIONS:
+            raise ValueError(f"there is no attention {attend!r}; there are {', '.join(ATTENTIONS)}.")
+        attend = ATTENTIONS[attend]
+    AttentionInterface.register(NAME, _attend_of_module)
+    modules = [module for module in model.modules() if _is_attention(module)]
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not modules or not all(module._can_set_attn_implementation() for module in inner):
+        raise ValueError(
+            f"{type(model).__name__} does not call transformers' attention interface, the only way to its attention."
+        )
+    for module in modules:
+        setattr(module, _ATTEND, attend)
+    for module in inner:
+        # The public setter checks names against a list of its own; the field is what every layer reads.
+        module.config._attn_implementation_internal = NAME
+    model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
+    return model
+
+
+def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
+    """The same model, every attention `a` of which is now `f(a)`. Donates `model`.
+
+    Raises:
+        ValueError: if `use_attention` was not applied first.
+    """
+    modules = [module for module in model.modules() if hasattr(module, _ATTEND)]
+    if not modules:
+        raise ValueError(f"apply use_attention to this {type(model).__name__} before mapping its attention.")
+    for module in modules:
+        setattr(module, _ATTEND, f(getattr(module, _ATTEND)))
+    return model
+
+
+def _attend_of_module(
+    module: nn.Module, q_BNSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None = None, **facts: object
+) -> tuple[Tensor, Tensor | None]:
+    attend = getattr(module, _ATTEND, None)
+    if attend is None:
+        raise ValueError(f"{type(module).__name__} calls attention but was not found by use_attention.")
+    return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return hasattr(module, "is_causal") or "Attention" in type(module).__name__
+
+
+def _refuse_mask(name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """A mask of ones says nothing; one with zeros would be dropped in silence on its way to the attention."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and not bool(mask.all()):
+        raise ValueError(
+            f"{name} was given an attention_mask with zeros, which packed attention does not read: "
+            "say where documents end by cu_seqlens or by position_ids that restart, and pass no mask."
+        )
