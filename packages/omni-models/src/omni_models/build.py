@@ -4,7 +4,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
 from omni_models.presets import PRESETS
@@ -57,6 +63,24 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
     model.to_empty(device=device)
     model.tie_weights()
     return fill_weights(model, None, seed=seed)
+
+
+def save_config(model: PreTrainedModel, directory: Path, *, eos_id: int | None = None) -> Path:
+    """The directory, which now tells plain transformers what `model` is, weights aside. Effect: writes json files.
+
+    Args:
+        model: of any kind of transformers; on any device.
+        directory: made if it does not exist.
+        eos_id: the token that ends a text, for generation; None keeps that of the configuration.
+    """
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    config.use_cache = True
+    if eos_id is not None:
+        config.eos_token_id = eos_id
+    config.save_pretrained(directory)
+    GenerationConfig.from_model_config(config).save_pretrained(directory)
+    return directory
 
 
 def head_problems(config: PreTrainedConfig) -> list[str]:

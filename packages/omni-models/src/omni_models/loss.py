@@ -124,7 +124,7 @@ def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Ten
         losses.append((loss, loss._version))
         return loss
 
-    head.forward = forward
+    head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield losses
     finally:
@@ -160,7 +160,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_bias_V += d_logits.sum(0, dtype=torch.float32)
         # Each gradient takes its input's dtype here, once; backward only scales it.
         grads = ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH), (d_bias_V, bias_V))
-        ctx.save_for_backward(*(None if grad is None else grad.to(like.dtype) for grad, like in grads))
+        ctx.save_for_backward(*(None if grad is None or like is None else grad.to(like.dtype) for grad, like in grads))
         return total
 
     @staticmethod

@@ -217,7 +217,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for param in model.parameters():
-            del param._is_hf_initialized
+            del param._is_hf_initialized  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

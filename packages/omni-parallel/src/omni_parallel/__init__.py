@@ -5,6 +5,7 @@ from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig
 from omni_parallel.optim import TrainState as TrainState
 from omni_parallel.optim import init_state as init_state
+from omni_parallel.optim import named_tensors as named_tensors
 from omni_parallel.optim import restore_state as restore_state
 from omni_parallel.optim import state_tree as state_tree
 from omni_parallel.optim import update as update

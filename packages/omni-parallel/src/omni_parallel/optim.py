@@ -102,8 +102,17 @@ def state_tree(state: TrainState) -> dict[str, Any]:
     moments: dict[str, dict[str, Tensor]] = {}
     for param, entries in state.optimizer.state.items():
         for key, value in entries.items():
-            moments.setdefault(key, {})[names[param]] = value
-    return {"step": state.step, "model": _named_tensors(state.model), "optimizer": moments}
+            moments.setdefault(key, {})[names[param]] = value  # pyright: ignore[reportArgumentType]
+    return {"step": state.step, "model": named_tensors(state.model), "optimizer": moments}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of `model`, by name: each parameter once, then the persistent buffers. Shares memory."""
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    # Tied parameters have several names in a state dict; buffers that are not persistent have none.
+    tied = {id(param) for param in params.values()}
+    buffers = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in tied}
+    return params | buffers
 
 
 @torch.no_grad()
@@ -130,14 +139,6 @@ def restore_state(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
         if tensor is not found:
             tensor.copy_(found)
     return replace(state, step=int(tree["step"]))
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    params = dict(model.named_parameters())
-    # Tied parameters have several names in a state dict; buffers that are not persistent have none.
-    tied = {id(param) for param in params.values()}
-    buffers = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in tied}
-    return params | buffers
 
 
 def _problems(config: OptimConfig) -> list[str]:

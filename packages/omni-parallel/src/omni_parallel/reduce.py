@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement
 from torch.nn.utils import get_total_norm
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def clip_grads_(model: nn.Module, max_norm: float) -> Tensor:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grads in filter(None, kinds.values()):
             # The list form is what keeps this at one kernel for all gradients; torch has no public name for it.
-            torch._foreach_mul_(grads, scale)
+            torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 

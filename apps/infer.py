@@ -1,0 +1,55 @@
+"""Continue a text with a merged model, by plain transformers.
+
+uv run apps/infer.py runs/pretrain/merged --prompt "The "
+uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to continue, and how."""
+
+    model: tyro.conf.Positional[str]
+    """Directory of a merged model, or a hub name."""
+    prompt: str = "The "
+    """Text to continue."""
+    tokens: int = 100
+    """Most tokens to add."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; higher draws more freely."""
+    seed: int = 0
+    """Of the draws."""
+
+
+def main(config: Config) -> None:
+    """Print the prompt and its continuation. Effect: reads weights.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    if not Path(config.model).is_dir() and config.model.count("/") != 1:
+        raise ValueError(f"there is no directory {config.model}. Merge a run first: uv run apps/merge.py RUN --to DIR")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForCausalLM.from_pretrained(config.model).to(device).eval()
+    torch.manual_seed(config.seed)
+    draw = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}
+    prompt = tokenizer(config.prompt, return_tensors="pt").to(device)
+    out = model.generate(**prompt, max_new_tokens=config.tokens, pad_token_id=tokenizer.eos_token_id, **draw)
+    print(tokenizer.decode(out[0], skip_special_tokens=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

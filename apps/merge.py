@@ -1,0 +1,66 @@
+"""Turn a checkpoint into a directory that plain transformers loads.
+
+uv run apps/merge.py runs/pretrain --to runs/pretrain/merged
+uv run apps/merge.py runs/pretrain --to merged --step 100 --dtype bfloat16
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from omni_ckpt import latest, merge_to_hf, step_dir, steps
+from omni_models import build_model, describe, read_config
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Which checkpoint to merge, and into what."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run: the --out of its training."""
+    to: Path
+    """Directory to write; it must not exist, or be empty."""
+    step: int | None = None
+    """Step of the checkpoint. Left out: the newest."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights written. Left out: as trained."""
+
+
+def main(config: Config) -> None:
+    """Write `config.to`. Effect: reads a checkpoint, writes safetensors, configuration and tokenizer.
+
+    Raises:
+        ValueError: if the run, the checkpoint or the model is not one that can be merged.
+    """
+    assets = config.run / "model"
+    if not (assets / "config.json").is_file():
+        raise ValueError(f"{config.run} is not the directory of a run: it has no model/config.json.")
+    source = latest(config.run) if config.step is None else step_dir(config.run, config.step)
+    if source is None or not source.is_dir():
+        there = ", ".join(path.name for path in steps(config.run)) or "none"
+        raise ValueError(
+            f"{config.run} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}."
+        )
+    if describe(build_model(read_config(str(assets)), device="meta")).experts:
+        raise ValueError("merging a mixture of experts is not built yet: the hub names its experts one by one.")
+    merge_to_hf(source, config.to, dtype=getattr(torch, config.dtype) if config.dtype else None)
+    for file in assets.iterdir():
+        shutil.copy(file, config.to)
+    if config.dtype:
+        path = config.to / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
+    print(f'{source} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "')
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

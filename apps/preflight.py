@@ -1,0 +1,59 @@
+"""From a command line to running ranks, with every mistake of the request told at once, before anything starts."""
+
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, Protocol, TypeVar
+
+import tyro
+
+from omni_mesh import MeshConfig, launch, planned_ranks
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class HasMesh(Protocol):
+    """A configuration that says on how many ranks it runs."""
+
+    @property
+    def mesh(self) -> MeshConfig: ...
+
+
+C = TypeVar("C", bound=HasMesh)
+
+
+def attempt(problems: list[str], f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What `f` returns, or None once its complaint is noted in `problems`, so that the next check still runs."""
+    try:
+        return f(*args, **kwargs)
+    except ValueError as problem:
+        problems.append(str(problem))
+        return None
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise one `ValueError` with all `problems`; nothing if there are none."""
+    if problems:
+        told = [f"  - {problem}".replace("\n", "\n    ") for problem in problems]
+        raise ValueError("this run cannot start:\n" + "\n".join(told))
+
+
+def start(
+    main: Callable[[C], None], decide: Callable[[C, int], object], config_type: type[C], manual: str | None
+) -> None:
+    """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
+
+    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any.
+    """
+    config = tyro.cli(config_type, description=manual)
+    try:
+        ranks = planned_ranks(config.mesh)
+        decide(config, ranks)
+    except ValueError as problem:
+        sys.exit(_exit_with(str(problem)))
+    launch(main, config, ranks=ranks)
+
+
+def _exit_with(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

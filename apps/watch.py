@@ -1,0 +1,73 @@
+"""What a run says of itself: a line a step for people, and a JSON object a step for programs."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+Row = Mapping[str, float]
+
+
+def progress_line(row: Row, steps: int) -> str:
+    """One step in words, aligned so that a column can be followed down the screen. Pure.
+
+    Args:
+        row: `step`, `loss` (nats a target), `grad_norm`, `lr`, `tokens_per_second`, `memory_gb`, `seconds`.
+        steps: of the whole run; the time left is told from the last step's.
+    """
+    step = int(row["step"])
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  norm {row['grad_norm']:7.3f}  "
+        f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  "
+        f"eta {clock((steps - step) * row['seconds'])}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss.
+
+    >>> clock(3661)
+    '1:01:01'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory (10^9 bytes) this rank has held: on its GPU, or in its process. Effect: asks the system."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kibibyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte / 1e9
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the rows of `path` after `step`, which a resumed run is about to write again. Effect: rewrites the file."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add `row` to the JSON lines of `path`. Effect: writes, and is on disk when it returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def what_next(out: Path, step: int, steps: int) -> str:
+    """What to type after a run that stands at `step` of `steps`. Pure."""
+    goes_on = f"--out {out} --steps {steps if step < steps else 2 * steps}"
+    return "\n".join(
+        (
+            "",
+            f"{out} stands at step {step}. What next:",
+            f"  go on      uv run apps/pretrain.py {goes_on}",
+            f"  merge      uv run apps/merge.py {out} --to {out}/merged",
+            f'  generate   uv run apps/infer.py {out}/merged --prompt "The "',
+            "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
+        )
+    )
