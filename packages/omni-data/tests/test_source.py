@@ -1,0 +1,109 @@
+"""Laws of naming a source."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from omni_data import Documents, builtin_corpus, concatenate, open_source
+
+
+def write(path, *texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    elif path.suffix in (".jsonl", ".json"):
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    else:
+        path.write_text("\n".join(texts))
+
+
+def test_builtin_is_the_corpus():
+    assert list(open_source("builtin")) == list(builtin_corpus())
+
+
+def test_a_folder_is_its_files_of_any_kind_in_order(tmp_path):
+    write(tmp_path / "c.parquet", "5", "6")
+    write(tmp_path / "b" / "x.md", "3")
+    write(tmp_path / "b" / "y.json", "4")
+    write(tmp_path / "a.jsonl", "1", "2")
+    write(tmp_path / "d.TXT", "7")
+    for ignored in ("README.md", ".hidden/x.txt", "_state/x.json", "b/notes.csv"):
+        write(tmp_path / ignored, "no data")
+    source = open_source(str(tmp_path))
+    assert (source.name, len(source)) == (str(tmp_path), 7)
+    assert list(source) == list(pickle.loads(pickle.dumps(source))) == list("1234567")
+
+
+def test_a_pattern_is_its_files_in_order(tmp_path):
+    for name in ("b/2.txt", "a/1.txt", "a/1.csv", "c/3.txt"):
+        write(tmp_path / name, name[2])
+    assert list(open_source(f"{tmp_path}/**/*.txt")) == ["1", "2", "3"]
+    assert list(open_source(f"{tmp_path}/[ab]/*.txt")) == ["1", "2"]
+    with pytest.raises(ValueError, match=r"\*\.jsonl: no file matches this pattern"):
+        open_source(f"{tmp_path}/*.jsonl")
+
+
+def test_a_pattern_may_be_relative(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "1.txt", "1")
+    monkeypatch.chdir(tmp_path)
+    assert list(open_source("a/*.txt")) == list(open_source("a")) == list(open_source("./a/1.txt")) == ["1"]
+
+
+def test_the_first_record_of_every_file_is_checked(tmp_path):
+    write(tmp_path / "a.jsonl", "fine")
+    (tmp_path / "b.jsonl").write_text('{"body": ""}')
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: no field 'text'"):
+        open_source(str(tmp_path))
+
+
+def test_what_is_not_there_is_an_error_with_the_nearest_name(tmp_path):
+    write(tmp_path / "corpus.jsonl", "a")
+    cases = {
+        "corpus.json": f"no such file. Did you mean {tmp_path}/corpus.jsonl?",
+        "other": "no such file. A dataset of the hub is spelled hf:NAME.",
+        "no/corpus.jsonl": f"no such file, and no folder {tmp_path}/no. A dataset of the hub is spelled hf:NAME.",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ValueError) as caught:
+            open_source(f"{tmp_path}/{name}")
+        assert str(caught.value) == f"{tmp_path}/{name}: {message}"
+
+
+def test_unknown_kinds_are_an_error(tmp_path):
+    write(tmp_path / "a.csv", "a")
+    with pytest.raises(ValueError, match=r"a\.csv: the kind of a file is its ending, one of \.txt, \.md, "):
+        open_source(str(tmp_path / "a.csv"))
+    with pytest.raises(ValueError, match=r"no file in this folder ends in \.txt, \.md, \.jsonl, \.json, \.parquet"):
+        open_source(str(tmp_path))
+
+
+def test_no_name_is_an_error_not_the_current_folder():
+    with pytest.raises(ValueError, match="no source is named"):
+        open_source("")
+
+
+def test_concatenated_sources_are_one_after_the_other():
+    source = concatenate("both", [Documents("a", ["1", "2"]), Documents("b", ["3"])])
+    assert (source.name, len(source), list(source)) == ("both", 3, ["1", "2", "3"])
+
+
+def test_neither_torch_nor_transformers_is_imported(tmp_path):
+    write(tmp_path / "a.jsonl", "some text", "more of it")
+    script = f"""
+import sys
+import omni_data as data
+
+heavy = {{"torch", "transformers", "datasets", "pyarrow", "tokenizers", "huggingface_hub"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+tokenizer = data.read_tokenizer("bytes")
+source = data.open_source({str(tmp_path / "a.jsonl")!r})
+layout = dict(shard=0, num_shards=1, rows=2, seq_len=8)
+next(data.stream_batches(source, data.Cursor(), tokenize=tokenizer.encode, **layout))
+assert not {{"torch", "transformers", "datasets", "pyarrow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
