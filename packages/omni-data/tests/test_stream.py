@@ -141,8 +141,8 @@ class Counting:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_documents_without_tokens_change_nothing_but_their_turn(shuffle):
     source = Documents("sparse", [[], [1, 2, 3], []])
-    rows, cursor = read_globally(40, source=source, shuffle=shuffle, virtual_shards=4, seq_len=3)
-    assert rows == [[[1, 2, 3]]] * 40
+    rows, cursor = read_globally(400, source=source, shuffle=shuffle, virtual_shards=4, seq_len=3)
+    assert rows == [[[1, 2, 3]]] * 400
     more, _ = read_globally(4, source=source, cursor=cursor, shuffle=shuffle, virtual_shards=4, seq_len=3)
     assert more == [[[1, 2, 3]]] * 4
 
