@@ -1,0 +1,97 @@
+"""Where checkpoints live: one directory per step under a root. Paths and directory listings only.
+
+    root/step-00000010        complete: the name is given by one rename, after everything in it is on disk
+    root/step-00000020.tmp    being written, or left behind by a save that was killed
+    root/step-00000000.gone   being deleted, or left behind by a prune that was killed
+
+So a complete checkpoint is known by its name alone, and nothing here opens one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_PREFIX = "step-"
+_WRITING = ".tmp"
+_DELETING = ".gone"
+
+
+def step_dir(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lives.
+
+    >>> step_dir(Path("run"), 10).name
+    'step-00000010'
+    """
+    if step < 0:
+        raise ValueError(f"step={step}: a step is at least 0.")
+    return Path(root) / f"{_PREFIX}{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint directory `path`: the inverse of `step_dir`.
+
+    >>> step_of(Path("run/step-00000010"))
+    10
+    """
+    step = _parse(path.name)
+    if step is None:
+        raise ValueError(f"{path} is not named like a checkpoint, {step_dir(path.parent, 10).name} for example.")
+    return step
+
+
+def steps(root: Path) -> tuple[Path, ...]:
+    """The complete checkpoints under `root`, oldest first; none if there is no `root`."""
+    found = (path for path in _entries(root) if _parse(path.name) is not None and path.is_dir())
+    return tuple(sorted(found, key=step_of))
+
+
+def latest(root: Path) -> Path | None:
+    """The newest complete checkpoint under `root`, if any."""
+    return next(reversed(steps(root)), None)
+
+
+def to_prune(root: Path, keep: int) -> list[Path]:
+    """The complete checkpoints under `root` beyond the newest `keep`, oldest first.
+
+    Raises:
+        ValueError: if `keep` is less than 1, which would delete the checkpoint to resume from.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: at least the newest checkpoint is kept.")
+    return list(steps(root)[:-keep])
+
+
+def leftovers(root: Path) -> list[Path]:
+    """What killed saves and prunes left under `root`, in order of name.
+
+    A half-written checkpoint counts once a complete one of the same or a later step exists: until then it may still
+    be being written.
+    """
+    newest = latest(root)
+    until = -1 if newest is None else step_of(newest)
+
+    def is_left(path: Path) -> bool:
+        step = _parse(path.stem)
+        return step is not None and (path.suffix == _DELETING or (path.suffix == _WRITING and step <= until))
+
+    return sorted(path for path in _entries(root) if is_left(path))
+
+
+def writing(path: Path) -> Path:
+    """Where `path` is written before it is complete: a sibling, so that a rename can complete it."""
+    return path.with_name(path.name + _WRITING)
+
+
+def deleting(path: Path) -> Path:
+    """What `path` is called from the moment its deletion begins."""
+    return path.with_name(path.name + _DELETING)
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    root = Path(root)
+    return root.iterdir() if root.is_dir() else iter(())
+
+
+def _parse(name: str) -> int | None:
+    digits = name.removeprefix(_PREFIX)
+    exact = digits.isascii() and digits.isdigit() and name == f"{_PREFIX}{int(digits):08d}"
+    return int(digits) if exact else None

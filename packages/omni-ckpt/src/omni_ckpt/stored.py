@@ -1,0 +1,176 @@
+"""What a checkpoint directory holds, read without trusting it. Effect: disk.
+
+    .metadata         index of torch.distributed.checkpoint: names, shapes, dtypes, and where each piece is
+    __0_0.distcp      the pieces that rank 0 wrote; one file for each rank
+    state.json        the plain values, in the nesting of the tree, and the version of this format
+
+The index is a pickle, which could run any code; it is read through a list of the few types it may hold. Pieces are
+read with `torch.load(weights_only=True)`. Nothing else is pickled.
+"""
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from omni_ckpt.ranks import alone
+from omni_ckpt.tree import TensorSpec
+
+VERSION = 1
+PLAIN_FILE = "state.json"
+INDEX_FILE = ".metadata"
+
+# What torch 2.11 to 2.15 put into the index, private names among them; a name that moves is an error that says so.
+_INDEX_TYPES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+# What unpickling a damaged file raises, besides what `find_class` below says.
+_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError)
+
+
+def stored(path: Path, *, prefix: str = "") -> dict[str, TensorSpec]:
+    """The tensors of checkpoint `path`, without reading them, by name: shapes of the whole tensors, and dtypes.
+
+    Args:
+        path: a checkpoint directory.
+        prefix: only the names below this one, and without it: "state.model" gives the names of the model.
+
+    Raises:
+        ValueError: if `path` is no checkpoint, or its index is damaged.
+    """
+    start = f"{prefix}." if prefix else ""
+    specs = specs_in(read_index(path))
+    return {name.removeprefix(start): spec for name, spec in specs.items() if name.startswith(start)}
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The plain values of checkpoint `path`, in the nesting of the tree that was saved.
+
+    Raises:
+        ValueError: if `path` is no checkpoint, its plain values are damaged, or a newer version wrote them.
+    """
+    file = Path(path) / PLAIN_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {PLAIN_FILE}.")
+    try:
+        content = json.loads(file.read_text())
+        version, plain = content["version"], content["plain"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}.") from error
+    if version != VERSION:
+        raise ValueError(f"{file} has version {version}; this omni_ckpt reads version {VERSION}.")
+    return plain
+
+
+def read_index(path: Path) -> Metadata:
+    """The index of checkpoint `path`, in torch's form; no code in it is run, and no file outside `path` is named."""
+    file = Path(path) / INDEX_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.")
+    try:
+        with file.open("rb") as stream:
+            index = _IndexUnpickler(stream).load()
+    except _DAMAGE as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
+        raise ValueError(f"{file} is damaged: it is not an index.")
+    if outside := [info.relative_path for info in index.storage_data.values() if not _is_inside(info.relative_path)]:
+        raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
+    return index
+
+
+def specs_in(index: Metadata) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of every tensor in `index`. Pure."""
+    return {
+        name: TensorSpec(tuple(entry.size), entry.properties.dtype)
+        for name, entry in index.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def check_files(path: Path, index: Metadata) -> None:
+    """Refuse a checkpoint whose files are missing or shorter than its index says.
+
+    Raises:
+        ValueError: naming each such file.
+    """
+    needed: dict[str, int] = {}
+    for info in index.storage_data.values():
+        needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
+    sizes = {name: (path / name).stat().st_size if (path / name).is_file() else None for name in needed}
+    problems = [
+        f"{path / name} is missing" if size is None else f"{path / name} has {size} of {needed[name]} bytes"
+        for name, size in sizes.items()
+        if size is None or size < needed[name]
+    ]
+    if problems:
+        raise ValueError(f"{path} is damaged: {len(problems)} files. {'; '.join(problems[:10])}.")
+
+
+def read_into(tensors: Mapping[str, Tensor], path: Path, index: Metadata, *, collective: bool) -> None:
+    """Fill `tensors`, each the whole or this rank's shard, in place from checkpoint `path`.
+
+    Args:
+        tensors: by name; all are in `index`, with the same shape.
+        collective: every rank of the default group calls this at the same time.
+    """
+    flat = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with one_process_is_meant():
+        load(dict(tensors), storage_reader=_Reader(path, index), planner=flat, no_dist=alone() or not collective)
+
+
+@contextmanager
+def one_process_is_meant() -> Iterator[None]:
+    """Leave out torch's warning that a load or a save without a process group is one of a single process: it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Deriving is the way the standard library offers to restrict what a pickle may name."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        is_dtype = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
+        if is_dtype or global_name in _INDEX_TYPES.get(module_name, ()):
+            return super().find_class(module_name, global_name)
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which has no place in an index")
+
+
+class _Reader(FileSystemReader):
+    """torch's reader with an index that is read already: its own way would unpickle anything, on every call."""
+
+    def __init__(self, path: Path, index: Metadata) -> None:
+        super().__init__(path)
+        self._index = index
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._index
+
+
+def _is_inside(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..")

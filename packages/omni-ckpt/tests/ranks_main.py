@@ -1,0 +1,176 @@
+"""One rank of three, run as a script by `test_dcp.py`: every case that needs ranks, in one start of the processes.
+
+    python ranks_main.py RANK FOLDER
+
+Each case leaves what happened on this rank under its name in `FOLDER/outcome-RANK.json`: "ok", or the error.
+"""
+
+import json
+import resource
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from omni_ckpt import latest, load_dcp, prune, save_dcp, step_dir
+from omni_ckpt.layout import writing
+from omni_ckpt.tree import flatten
+
+RANKS = 3
+
+
+class Uneven(nn.Module):
+    """Dims that no number of ranks divides; one that is smaller than the number of ranks, so that a shard is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(33, 65)
+        self.down = nn.Linear(65, 7, dtype=torch.bfloat16)
+        self.gain = nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        return self.down(self.up(x).bfloat16()).float().sum() * self.gain.sum()
+
+
+def trained(seed: int, ranks: int) -> dict:
+    """The tree of a model and its AdamW after one step, sharded over `ranks`."""
+    torch.manual_seed(seed)
+    model, mesh = Uneven(), init_device_mesh("cpu", (ranks,))
+    fully_shard(model.down, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 33)).backward()
+    optimizer.step()
+    params = dict(model.named_parameters())
+    return {
+        "state": {
+            "model": params,
+            "optimizer": {name: dict(optimizer.state[param]) for name, param in params.items()},
+            "step": seed,
+        }
+    }
+
+
+def whole(tree: dict) -> dict[str, torch.Tensor]:
+    tensors, _ = flatten(tree)
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach() for name, t in tensors.items()}
+
+
+@contextmanager
+def group(rank: int, ranks: int, folder: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def outcome(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except (ValueError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "ok"
+
+
+@contextmanager
+def full_disk(on: bool) -> Iterator[None]:
+    """No file grows beyond a few bytes in this process, as on a disk that is full. Python ignores the signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if on else soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_on_two(rank: int, folder: Path) -> None:
+    tree = trained(seed=1, ranks=2)
+    save_dcp(tree, folder / "two")
+    expected = whole(tree)
+    if rank == 0:
+        torch.save(expected, folder / "two.pt")
+
+
+def load_on_three(folder: Path) -> None:
+    tree = trained(seed=2, ranks=3)
+    expected = torch.load(folder / "two.pt")
+    assert not torch.equal(whole(tree)["state.model.up.weight"], expected["state.model.up.weight"])
+    loaded = load_dcp(tree, folder / "two")
+    found = whole(dict(loaded))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert loaded["state"]["step"] == 1
+    assert loaded["state"]["model"]["up.weight"] is tree["state"]["model"]["up.weight"]
+    save_dcp(loaded, folder / "three")
+
+
+def failures(rank: int, folder: Path) -> dict[str, str]:
+    """A save that fails on rank 1 only; after each, that nothing is there."""
+    big = {"x": torch.full((100_000,), float(rank)), f"own{rank}": torch.full((100_000,), float(rank)), "step": 1}
+    path = folder / "failed" / "step-00000001"
+    happened = {"bad leaf": outcome(lambda: save_dcp(big | {"bad": {1}} if rank == 1 else big, path))}
+    with full_disk(on=rank == 1):
+        happened["full disk"] = outcome(lambda: save_dcp(big, path))
+    with full_disk(on=rank == 0):
+        # Only the plain values of rank 0 are too long.
+        happened["full disk at the end"] = outcome(lambda: save_dcp({"text": "x" * 10_000}, path))
+    happened["other path"] = outcome(lambda: save_dcp(big, path if rank != 1 else path.with_name("other")))
+    happened["other names"] = outcome(lambda: save_dcp(big | ({"more": 1} if rank == 1 else {}), path))
+    dist.barrier()
+    happened["left"] = str(sorted(str(p) for p in path.parent.rglob("*")))
+    dist.barrier()
+    writing(path).mkdir(parents=True, exist_ok=True)
+    (writing(path) / "stale").touch()
+    dist.barrier()
+    happened["after"] = outcome(lambda: save_dcp(big, path))
+    happened["files"] = str(sorted(p.name for p in path.iterdir()))
+    return happened
+
+
+def parts(rank: int, folder: Path) -> dict[str, str]:
+    """Ranks that hold different parts of a tree, as in a pipeline."""
+    path = save_dcp({f"own{rank}": torch.full((2,), float(rank)), "all": torch.ones(1)}, folder / "parts")
+    mine = {f"own{rank}": torch.zeros(2), "all": torch.zeros(1)}
+    happened = {"parts": outcome(lambda: load_dcp(mine, path))}
+    if happened["parts"] == "ok" and mine[f"own{rank}"].tolist() != [float(rank)] * 2:
+        happened["parts"] = f"wrong values: {mine}"
+    nobody = {"own1": torch.zeros(2), "own2": torch.zeros(2), "all": torch.zeros(1)}
+    happened["part of nobody"] = outcome(lambda: load_dcp(nobody, path))
+    bent = mine | {"all": torch.zeros(2 if rank == 2 else 1)}
+    happened["one bent"] = outcome(lambda: load_dcp(bent, path))
+    happened["elsewhere"] = outcome(lambda: load_dcp(mine, path if rank != 1 else folder / "two"))
+    return happened
+
+
+def pruned(folder: Path) -> dict[str, str]:
+    root = folder / "run"
+    for step in (1, 2, 3):
+        save_dcp({"step": step}, step_dir(root, step))
+    gone = prune(root, 2)
+    left = sorted(path.name for path in root.iterdir())
+    dist.barrier()
+    return {"pruned": str([path.name for path in gone]), "kept": str(left), "latest": str(latest(root))}
+
+
+def main(rank: int, folder: Path) -> None:
+    warnings.simplefilter("error")
+    happened: dict[str, str] = {}
+    if rank < 2:
+        with group(rank, 2, folder):
+            happened["save on two"] = outcome(lambda: save_on_two(rank, folder))
+    with group(rank, RANKS, folder):
+        happened["load on three"] = outcome(lambda: load_on_three(folder))
+        happened |= failures(rank, folder) | parts(rank, folder) | pruned(folder)
+    (folder / f"outcome-{rank}.json").write_text(json.dumps(happened))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
