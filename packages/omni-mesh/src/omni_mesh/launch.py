@@ -1,0 +1,249 @@
+"""Start one process per local rank from inside a script, so that `python train.py` needs no torchrun.
+
+torch's elastic launcher does the rendezvous and watches the processes. What is added here is what a person at a
+terminal needs: the error of the rank that failed first, told once; one exit code; and nothing left running.
+"""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Generic, NamedTuple, TypeVar
+from uuid import uuid4
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from omni_mesh.spec import MeshConfig, ranks_asked
+from omni_mesh.world import world_size
+
+C = TypeVar("C")
+
+_MONITOR_INTERVAL_S: Final = 0.1
+# These say what a person did not ask (a pid was closed) or will be told anyway (a rank failed), once per process.
+_CHATTY: Final = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[C]):
+    """What a started process is given, pickled."""
+
+    main: Callable[[C], None]
+    config: C
+    ranks: int
+    launcher: int
+    """Process id of the one that starts the ranks."""
+    reports: Path
+    """Folder where a failing rank leaves its report."""
+
+
+class Report(NamedTuple):
+    """How a rank says that it failed: by a traceback ("failed:") or by a code ("exited with code 3")."""
+
+    rank: int
+    text: str
+
+
+def planned_ranks(config: MeshConfig) -> int:
+    """The number of ranks that `config` will run on: those already started, or else those that it asks of this machine.
+
+    Raises `ValueError` as `ranks_asked` does.
+    """
+    return world_size() or ranks_asked(config, torch.cuda.device_count())
+
+
+def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None) -> None:
+    """Run `main(config)` on `ranks` local ranks, by default one per GPU, and return when all are done.
+
+    Effect: starts processes, unless this process is a rank already (torchrun, srun, or a rank of `launch`) or `ranks`
+    is 1: then it simply calls `main(config)`. `main` and `config` are pickled, so `main` is a function of a module or
+    of the script, called under `if __name__ == "__main__":`. CPU threads are divided among the ranks, unless
+    OMP_NUM_THREADS says otherwise.
+
+    The first rank that fails ends the others; its traceback goes to stderr and `SystemExit` is raised, with the code
+    of the rank (128 + the signal, if one killed it). Ctrl-C and SIGTERM end all ranks with SIGTERM, and raise
+    `SystemExit` too; a rank that handles SIGTERM has 30 seconds to save its work. Raises `ValueError` if `ranks` is
+    below 1, or if `main` and `config` cannot be sent to another process.
+    """
+    if ranks is None:
+        ranks = max(1, torch.cuda.device_count())
+    if ranks < 1:
+        raise ValueError(f"ranks={ranks}: at least one process does the work. Leave ranks out for one per GPU.")
+    if ranks == 1 or world_size() is not None:
+        main(config)
+        return
+    _check_sendable(main, config)
+    with TemporaryDirectory(prefix="omni-launch-") as reports:
+        _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)))
+
+
+def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]) -> tuple[str, int]:
+    """What to say, and the code to exit with, when `rank` was the first seen to end with `exitcode`.
+
+    `reports` are those of all ranks, in the order in which they failed. The first seen may be a victim: a rank that
+    raises takes a while to leave, and takes others down. So the earliest report is told too. Pure.
+    """
+    lines, code = [], exitcode if exitcode > 0 else 128 - exitcode
+    if rank not in [report.rank for report in reports]:
+        how = f"exited with code {exitcode}, and without a Python error: its output above is all there is"
+        if exitcode < 0:
+            how = f"was killed by {signal.Signals(-exitcode).name}"
+        if exitcode == -signal.SIGKILL:
+            how += ", most often because the machine ran out of memory"
+        lines.append(f"Rank {rank} of {ranks} {how}.")
+    if reports:
+        lines.append(f"Rank {reports[0].rank} of {ranks} {reports[0].text}")
+    return "\n".join(lines), code
+
+
+def _check_sendable(main: Callable[[C], None], config: C) -> None:
+    try:
+        pickle.dumps((main, config))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"main and config are sent to the processes of the ranks, which failed: {error}. Make `main` a function at "
+            f"the top of a module, not a lambda or an inner function, and `config` plain data."
+        ) from error
+    import __main__
+
+    if main.__module__ == "__main__" and not hasattr(__main__, "__file__"):
+        raise ValueError("The ranks import `main` from its file, but it was typed in or piped. Put it in a script.")
+
+
+def _start_ranks(job: _Job[C]) -> None:
+    """Run the job on all ranks. Raises `SystemExit` unless every one of them succeeds."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.ranks,
+        run_id=uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # A free port.
+        local_addr="localhost",  # The host's own name may not resolve, as on a laptop.
+        max_restarts=0,
+        monitor_interval=_MONITOR_INTERVAL_S,
+        start_method="spawn",
+        # Ctrl-C stays a KeyboardInterrupt here, on which the agent ends the ranks by SIGTERM. See `_shielded`.
+        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    try:
+        with _quiet(), _shielded(), _no_child_left():
+            elastic_launch(config, _run_rank)(job)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == -signal.SIGINT:  # Ctrl-C reaches the ranks as well, and one was seen to die of it.
+            _leave("Interrupted", signal.SIGINT)
+        text, code = tell_failure(rank, failure.exitcode, job.ranks, _read_reports(job.reports))
+        print(text, file=sys.stderr, flush=True)
+        raise SystemExit(code) from None
+    except KeyboardInterrupt:
+        _leave("Interrupted", signal.SIGINT)
+    except SignalException as error:
+        _leave(f"Stopped by {error.sigval.name}", error.sigval)
+
+
+def _leave(why: str, by: signal.Signals) -> None:
+    print(f"{why}: every rank has ended.", file=sys.stderr, flush=True)
+    raise SystemExit(128 + by) from None
+
+
+def _run_rank(job: _Job[C]) -> None:
+    """What a started process does: `main(config)`, and on failure a report."""
+    # Ctrl-C is the launcher's to handle. Here it just ends the process, also inside a collective, where Python's own
+    # handler never gets to run; so does the SIGINT that torch arranges for when the launcher dies.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if os.getppid() != job.launcher:
+        sys.exit(1)  # The launcher died while this process was still importing.
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // job.ranks))
+    try:
+        job.main(job.config)
+    except SystemExit as leaving:
+        if leaving.code in (None, 0):
+            return  # To the agent, a process that leaves without returning never finishes.
+        with_code = isinstance(leaving.code, int)
+        _write_report(job.reports, f"exited with code {leaving.code}." if with_code else f"exited: {leaving.code}")
+        raise SystemExit(leaving.code if with_code else 1) from leaving
+    except BaseException as error:
+        below = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # The frames of `main`.
+        _write_report(job.reports, "failed:\n" + "".join(traceback.format_exception(below)).rstrip())
+        raise SystemExit(1) from error
+
+
+def _write_report(folder: Path, text: str) -> None:
+    """Leave a report whose name sorts by time. It appears whole or not at all, as the launcher may end us any moment."""
+    path = folder / f"{time.time_ns():020d}-{os.environ['RANK']}"
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.rename(path)
+
+
+def _read_reports(folder: Path) -> list[Report]:
+    """The reports of the ranks that failed, earliest first."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".part")
+    return [Report(int(path.name.split("-")[1]), path.read_text()) for path in paths]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log of torch's launcher off the terminal. Its exceptions are not touched."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.propagate for logger in loggers]
+    nowhere = logging.NullHandler()
+    for logger in loggers:
+        logger.addHandler(nowhere)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(nowhere)
+            logger.propagate = propagate
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Start ranks deaf to Ctrl-C until `_run_rank` opens their ears, and give back the signal handlers at the end.
+
+    A rank spends seconds importing, when Ctrl-C would make each of them print a traceback. A blocked signal is
+    inherited, so it is blocked in the thread that starts them; another thread of ours stays open to receive it, and
+    Python handles it in the main thread all the same.
+    """
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    done = threading.Event()
+    ear = threading.Thread(target=done.wait, name="omni-ctrl-c", daemon=True)
+    ear.start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        done.set()
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
+def _no_child_left() -> Iterator[None]:
+    """Kill what was started inside and still runs, as when a signal comes while the ranks are being started."""
+    before = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        for child in set(multiprocessing.active_children()) - set(before):
+            child.kill()
+            child.join()

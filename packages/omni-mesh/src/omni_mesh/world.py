@@ -1,0 +1,123 @@
+"""Joining and leaving the world: which rank this process is, and the process group of all ranks.
+
+Three ways to be started are understood: by torchrun or `launch` (RANK, WORLD_SIZE, LOCAL_RANK), as a task of Slurm's
+srun (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID), and plainly, which is a world of one. Only this file and `launch`
+read the environment.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import torch
+import torch.distributed as dist
+
+_TORCHRUN: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SLURM: Final = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands among those started with it."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Position among the ranks of this machine, which is the index of its GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A joined world, as one of its ranks sees it."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+
+def find_place(env: Mapping[str, str]) -> Place | None:
+    """The place that `env` gives this process, or None where nobody started it as a rank. Pure.
+
+    Slurm counts only inside a step (srun) of several tasks: a batch script, and a shell opened by srun, start ranks of
+    their own. Raises `ValueError` when variables that belong together are missing, all of them named.
+    """
+    if "RANK" in env or "WORLD_SIZE" in env:
+        starter, names = "torchrun", _TORCHRUN
+    elif "SLURM_STEP_ID" in env and env.get("SLURM_NTASKS", "1") != "1":
+        starter, names = "srun", _SLURM
+    else:
+        return None
+    if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in env]:
+        raise ValueError(
+            f"This process looks like a rank started by {starter}, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set. Export the host of rank 0 as MASTER_ADDR and a free "
+            f"port of it as MASTER_PORT, the same for every rank; or unset {names[0]} and {names[1]} to run alone."
+        )
+    rank, size, local_rank = (int(env[name]) for name in names)
+    return Place(rank, size, local_rank)
+
+
+def world_size() -> int | None:
+    """The number of ranks that this process was started among, or None if it was not started as a rank."""
+    place = find_place(os.environ)
+    return place.size if place else None
+
+
+def pick_device(kind: str | None, local_rank: int, gpus: int) -> torch.device:
+    """The device of the rank at `local_rank` on a machine with `gpus` GPUs; `kind` None means a GPU if there is one.
+
+    Pure. Raises `ValueError` for another kind than "cuda" or "cpu", and for a rank without a GPU of its own.
+    """
+    kind = kind or ("cuda" if gpus else "cpu")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda":
+        raise ValueError(f'device={kind!r}: ranks live on "cuda" or on "cpu". The index is the rank\'s own.')
+    if local_rank >= gpus:
+        raise ValueError(
+            f"Local rank {local_rank} needs a GPU of its own, but this machine shows {gpus}. Start at most {gpus} "
+            f'ranks here, check CUDA_VISIBLE_DEVICES, or join with device="cpu".'
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterator[World]:
+    """The world that this process was started in, joined; a world of one if it was started plainly.
+
+    `device` is "cuda" or "cpu", by default cuda if there is any. `timeout_s` (seconds) is how long a rank waits for the
+    others, at the start and in each collective, before it fails.
+
+    Effect: makes the rank's GPU the current one and initializes the default process group: NCCL for CUDA tensors and
+    gloo for CPU tensors. Leaving waits for every rank, then destroys the group. When the body raises, the others may
+    never come, so nobody is waited for; and unless this is a world of one, the group is left for the end of the process
+    to close. Raises `ValueError` for an environment or a device that does not fit.
+    """
+    place = find_place(os.environ)
+    rank, size, local_rank = (place.rank, place.size, place.local_rank) if place else (0, 1, 0)
+    where = pick_device(device, local_rank, torch.cuda.device_count())
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
+        # A world of one meets in memory, so it takes no port.
+        **({"init_method": "env://"} if place else {"store": dist.HashStore()}),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=where if where.type == "cuda" else None,
+    )
+    try:
+        yield World(rank, local_rank, size, where)
+    except BaseException:
+        # Closing connections makes the other ranks fail, which could be told before the error on its way here, its
+        # cause. It could also wait for a collective that will never end.
+        if size == 1:
+            dist.destroy_process_group()
+        raise
+    dist.barrier()
+    dist.destroy_process_group()
