@@ -60,12 +60,12 @@ def append_row(path: Path, row: Row) -> None:
 
 def what_next(out: Path, step: int, steps: int) -> str:
     """What to type after a run that stands at `step` of `steps`. Pure."""
-    goes_on = f"--out {out} --steps {steps if step < steps else 2 * steps}"
+    go_on = "the same command again" if step < steps else f"the same command with --steps {2 * steps}"
     return "\n".join(
         (
             "",
             f"{out} stands at step {step}. What next:",
-            f"  go on      uv run apps/pretrain.py {goes_on}",
+            f"  go on      {go_on}",
             f"  merge      uv run apps/merge.py {out} --to {out}/merged",
             f'  generate   uv run apps/infer.py {out}/merged --prompt "The "',
             "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",

@@ -76,7 +76,9 @@ def block_names(model: PreTrainedModel) -> tuple[str, ...]:
     kinds = set(model._no_split_modules or ())
     names: list[str] = []
     for name, module in model.named_modules():
-        if type(module).__name__ in kinds and not any(name.startswith(f"{outer}.") for outer in names):
+        # FSDP2 derives the class of what it shards, so the name may be that of a base.
+        is_block = any(base.__name__ in kinds for base in type(module).__mro__)
+        if is_block and not any(name.startswith(f"{outer}.") for outer in names):
             names.append(name)
     return tuple(names)
 

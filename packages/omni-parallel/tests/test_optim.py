@@ -1,0 +1,112 @@
+"""Laws of the training state."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import Toy, gradients, make_batch, make_toy, plan_toy
+
+from omni_mesh.mesh import Mesh
+from omni_parallel import AdamWConfig, constant, init_state, named_tensors, restore_state, shard_fsdp, state_tree, update
+from omni_parallel.optim import TrainState, group_params
+
+CONFIG = AdamWConfig(lr=0.01, weight_decay=0.1)
+
+
+def train(state: TrainState, steps: int) -> TrainState:
+    for _ in range(steps):
+        gradients(state.model, make_batch())
+        state = update(state, constant(CONFIG.lr))
+    return state
+
+
+def test_updates_are_those_of_torch() -> None:
+    state = train(init_state(make_toy(), CONFIG), 3)
+    model = make_toy()
+    groups = group_params(model.parameters(), CONFIG.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas, eps=CONFIG.eps, foreach=False)
+    for _ in range(3):
+        gradients(model, make_batch())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert state.step == 3
+    for mine, theirs in zip(state.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    groups = group_params(make_toy().parameters(), 0.1)
+    assert {(group["weight_decay"], param.ndim >= 2) for group in groups for param in group["params"]} == {
+        (0.1, True),
+        (0.0, False),
+    }
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = make_toy()
+    model.embed.requires_grad_(False)
+    trained = {id(p) for group in group_params(model.parameters(), 0.1) for p in group["params"]}
+    assert trained == {id(p) for name, p in model.named_parameters() if not name.startswith("embed")}
+
+
+def test_update_clears_gradients_and_follows_the_schedule() -> None:
+    state = init_state(make_toy(), CONFIG)
+    gradients(state.model, make_batch())
+    before = state.model.head.weight.detach().clone()
+    state = update(state, lambda step: 0.0 if step == 0 else 1.0)
+    assert torch.equal(state.model.head.weight, before)
+    assert all(param.grad is None for param in state.model.parameters())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool) -> None:
+    def fresh() -> TrainState:
+        model = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
+        return init_state(model, CONFIG)
+
+    half = train(fresh(), 2)
+    tree = {
+        "step": half.step,
+        "model": {name: tensor.detach().clone() for name, tensor in state_tree(half)["model"].items()},
+        "optimizer": {
+            key: {name: tensor.clone() for name, tensor in named.items()}
+            for key, named in state_tree(half)["optimizer"].items()
+        },
+    }
+    unbroken, resumed = train(half, 2), train(restore_state(fresh(), tree), 2)
+    assert unbroken.step == resumed.step == 4
+    for mine, theirs in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
+        ours, other = (p.full_tensor() if sharded else p for p in (mine, theirs))
+        assert torch.equal(ours, other)
+
+
+def test_a_tree_holds_parameters_persistent_buffers_and_moments() -> None:
+    tree = state_tree(init_state(make_toy(), CONFIG))
+    names = {name for name, _ in make_toy().named_parameters()}
+    assert set(tree["model"]) == names | {"scale"}
+    assert {key: set(named) for key, named in tree["optimizer"].items()} == {
+        key: names for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+def test_a_tied_parameter_is_held_once() -> None:
+    model = Toy(width=3)
+    model.embed.weight = model.layers[0].linear.weight
+    assert "embed.weight" in named_tensors(model)
+    assert "layers.0.linear.weight" not in named_tensors(model)
+
+
+def test_a_tree_that_lacks_something_is_refused() -> None:
+    state = init_state(make_toy(), CONFIG)
+    tree = state_tree(state)
+    del tree["model"]["head.bias"], tree["optimizer"]["exp_avg"]
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of this state: model.head.bias, optimizer.exp_avg.embed"):
+        restore_state(state, tree)
+
+
+def test_settings_out_of_range_are_told_at_once() -> None:
+    bad = replace(CONFIG, lr=-1.0, betas=(0.9, 1.0), eps=0.0, weight_decay=-0.1, max_norm=0.0)
+    with pytest.raises(ValueError) as told:
+        init_state(make_toy(), bad)
+    for name in ("lr=-1.0", "betas=(0.9, 1.0)", "eps=0.0", "weight_decay=-0.1", "max_norm=0.0"):
+        assert name in str(told.value)

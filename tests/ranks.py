@@ -1,0 +1,86 @@
+"""A warm pool of ranks: processes that import torch once and then run one function after another as a world.
+
+`run(function, 2, *args)` calls `function(*args)` in two processes that look to it as if torchrun had started them, and
+returns what each returned. A function is sent by name, so it lives at the top of a module.
+"""
+
+import multiprocessing as mp
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Run = Callable[..., list[Any]]
+TIMEOUT_S = 240
+
+
+@contextmanager
+def rank_pool() -> Iterator[Run]:
+    """A function that runs others on any number of warm ranks. Effect: processes, started at first use."""
+    workers: list[tuple[mp.process.BaseProcess, Connection]] = []
+
+    def close() -> None:
+        for process, _ in workers:
+            process.kill()
+            process.join()
+        workers.clear()
+
+    def run(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
+        while len(workers) < ranks:
+            ours, theirs = mp.get_context("spawn").Pipe()
+            process = mp.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            workers.append((process, ours))
+        port = _free_port()
+        for rank, (_, pipe) in enumerate(workers[:ranks]):
+            pipe.send((rank, ranks, port, function, args))
+        waiting, results = {pipe: rank for rank, (_, pipe) in enumerate(workers[:ranks])}, {}
+        while waiting:
+            ready = wait(list(waiting), timeout=TIMEOUT_S)
+            failed = "no rank answered in time" if not ready else None
+            for pipe in ready:
+                rank = waiting.pop(pipe)  # pyright: ignore[reportArgumentType]
+                try:
+                    worked, value = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
+                except EOFError:
+                    worked, value = False, "the process died"
+                results[rank] = value
+                failed = failed or (None if worked else f"rank {rank} of {ranks}: {value}")
+            if failed:
+                close()  # The others may hang in a collective; the next run starts afresh.
+                raise AssertionError(failed)
+        return [results[rank] for rank in range(ranks)]
+
+    try:
+        yield run
+    finally:
+        close()
+
+
+def _work(pipe: Connection) -> None:
+    """Run what comes through `pipe` until it closes."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    while True:
+        try:
+            rank, ranks, port, function, args = pipe.recv()
+        except EOFError:
+            return
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        try:
+            pipe.send((True, function(*args)))
+        except BaseException:  # noqa: BLE001  Whatever it is, the test that asked has to hear of it.
+            pipe.send((False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
