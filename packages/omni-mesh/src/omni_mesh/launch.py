@@ -95,7 +95,7 @@ def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]
     `reports` are those of all ranks, in the order in which they failed. The first seen may be a victim: a rank that
     raises takes a while to leave, and takes others down. So the earliest report is told too. Pure.
     """
-    lines, code = [], exitcode if exitcode > 0 else 128 - exitcode
+    lines = []
     if rank not in [report.rank for report in reports]:
         how = f"exited with code {exitcode}, and without a Python error: its output above is all there is"
         if exitcode < 0:
@@ -105,7 +105,7 @@ def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]
         lines.append(f"Rank {rank} of {ranks} {how}.")
     if reports:
         lines.append(f"Rank {reports[0].rank} of {ranks} {reports[0].text}")
-    return "\n".join(lines), code
+    return "\n".join(lines), exitcode if exitcode > 0 else 128 - exitcode
 
 
 def _check_sendable(main: Callable[[C], None], config: C) -> None:
@@ -185,7 +185,7 @@ def _run_rank(job: _Job[C]) -> None:
 
 
 def _write_report(folder: Path, text: str) -> None:
-    """Leave a report whose name sorts by time. It appears whole or not at all, as the launcher may end us any moment."""
+    """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment."""
     path = folder / f"{time.time_ns():020d}-{os.environ['RANK']}"
     part = path.with_suffix(".part")
     part.write_text(text)

@@ -34,7 +34,7 @@ class MeshConfig:
     pp: int = 1
     """Pipeline parallel size: the layers are cut into this many stages."""
     replicate: int = 1
-    """Data parallel replicas: full copies of the sharded model, whose gradients are summed (HSDP; DDP if shard is 1)."""
+    """Data parallel replicas: copies of the sharded model, which sum their gradients (HSDP; DDP if shard is 1)."""
     shard: int = -1
     """Data parallel shards: parameters, gradients and optimizer state are cut this many ways (FSDP, ZeRO-3)."""
     cp: int = 1

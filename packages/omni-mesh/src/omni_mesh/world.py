@@ -104,8 +104,8 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
         torch.cuda.set_device(where)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
-        # A world of one meets in memory, so it takes no port.
-        **({"init_method": "env://"} if place else {"store": dist.HashStore()}),
+        # A world of one meets in memory, so it takes no port. The others meet at MASTER_ADDR, torch's default.
+        store=None if place else dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=timeout_s),

@@ -1,0 +1,194 @@
+"""Laws of starting ranks: the sum is right, an error is told once, and nothing is left running.
+
+A rank takes seconds to import torch, so few tests start any, and the wording is tested without processes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from omni_mesh import MeshConfig, launch, planned_ranks
+from omni_mesh.launch import Report, tell_failure
+
+PREAMBLE = """
+import os, signal, sys, time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from omni_mesh import MeshConfig, join_world, launch, planned_ranks
+
+# A test runner in the background of a shell ignores Ctrl-C, and so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@dataclass(frozen=True)
+class Config:
+    value: float
+
+def say(*words):
+    print(" ".join(str(word) for word in words) + "\\n", end="", flush=True)
+"""
+CALL = """
+if __name__ == "__main__":
+    launch(main, Config(10.0), ranks=2)
+    say("parent done")
+"""
+
+
+def start(folder, main):
+    """A script that launches `main` on two ranks, running at the head of its own process group."""
+    script = folder / "script.py"
+    script.write_text(PREAMBLE + dedent(main) + CALL)
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
+    pipe = subprocess.PIPE
+    command = [sys.executable, script]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
+
+
+def lines_of(out, word):
+    """The words after `word` in each line of `out` that begins with it, in the order of ranks."""
+    return sorted(line.split()[1:] for line in out.splitlines() if line.startswith(word))
+
+
+def gone(pid):
+    """Whether a process has ended, though the one that adopted it may not have noticed yet."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        os.kill(int(pid), 0)
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+
+
+def test_two_ranks_of_a_script_sum_what_they_hold(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        def main(config):
+            with join_world(device="cpu") as world:
+                x = torch.tensor(config.value + world.rank)
+                dist.all_reduce(x)
+                say("rank", world.rank, world.local_rank, world.size, x.item(), planned_ranks(MeshConfig()))
+                say("threads", torch.get_num_threads())
+            sys.exit()  # A clean way to leave, also for a rank.
+        """,
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, "")
+    assert lines_of(out, "rank") == [["0", "0", "2", "21.0", "2"], ["1", "1", "2", "21.0", "2"]]
+    assert all(int(threads) <= max(1, len(os.sched_getaffinity(0)) // 2) for [threads] in lines_of(out, "threads"))
+    assert out.endswith("parent done\n")
+
+
+def test_a_failing_rank_is_named_and_told_once_and_ends_the_others(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        def main(config):
+            with join_world(device="cpu") as world:
+                say("pid", os.getpid())
+                dist.barrier()
+                if world.rank == 1:
+                    raise RuntimeError("the mesh " + "is torn")
+                dist.barrier()  # Fails for want of the other: a consequence, not to be told.
+        """,
+    )
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert err.startswith("Rank 1 of 2 failed:\nTraceback (most recent call last):\n")
+    assert err.endswith("\nRuntimeError: the mesh is torn\n")
+    assert err.count("is torn\n") == err.count("Traceback") == 1
+    assert len(err.splitlines()) <= 6, "the frames of main, and no others"
+    assert all(gone(pid) for [pid] in lines_of(out, "pid"))
+    assert "parent done" not in out
+
+
+@pytest.mark.parametrize(
+    ("end", "by", "code", "words"),
+    [
+        (os.killpg, signal.SIGINT, 130, "Interrupted: every rank has ended.\n"),
+        (os.kill, signal.SIGTERM, 143, "Stopped by SIGTERM: every rank has ended.\n"),
+        (os.kill, signal.SIGKILL, -9, None),
+    ],
+    ids=["ctrl-c", "sigterm", "sigkill"],
+)
+def test_however_the_launcher_ends_no_rank_is_left(tmp_path, end, by, code, words):
+    process = start(
+        tmp_path,
+        """
+        def main(config):
+            say("pid", os.getpid())
+            with join_world(device="cpu") as world:
+                if world.rank == 0:
+                    dist.barrier()  # Waits in C++, where Python's own handler of Ctrl-C is never called.
+                time.sleep(600)
+        """,
+    )
+    assert process.stdout
+    pids = [process.stdout.readline().split()[1] for _ in range(2)]
+    end(process.pid, by)
+    _, err = process.communicate(timeout=20)  # The ranks hold this pipe too, so it also waits for them.
+    assert process.returncode == code
+    assert words is None or err == words
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_single_rank_runs_in_this_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+    launch(lambda config: seen.append((config, os.getpid())), "config", ranks=1)
+    assert seen == [("config", os.getpid())]
+
+
+def test_a_rank_launches_nothing(monkeypatch):
+    place = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    launch(seen.append, "config", ranks=2)
+    assert seen == ["config"]
+    assert planned_ranks(MeshConfig(shard=2)) == 4, "the world that is, not the one that was asked for"
+
+
+def test_what_cannot_be_sent_to_another_process_is_refused(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="a function at the top of a module, not a lambda"):
+        launch(lambda config: None, None, ranks=2)
+    with pytest.raises(ValueError, match=r"which failed: cannot pickle .* and `config` plain data"):
+        launch(print, sys.stdout, ranks=2)
+    with pytest.raises(ValueError, match="ranks=0: at least one process does the work"):
+        launch(print, None, ranks=0)
+
+
+def test_a_script_that_was_piped_in_is_refused():
+    code = "from omni_mesh import launch\ndef main(config): pass\nlaunch(main, None, ranks=2)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ValueError: The ranks import `main` from its file, but it was typed in or piped." in done.stderr
+
+
+RAISED = Report(1, "failed:\nTraceback ...\nRuntimeError: torn")
+
+
+def test_the_rank_that_failed_first_is_told_even_when_another_was_seen_first():
+    assert tell_failure(1, 1, 2, [RAISED]) == ("Rank 1 of 2 failed:\nTraceback ...\nRuntimeError: torn", 1)
+    assert tell_failure(0, 1, 2, [RAISED, Report(0, "failed:\npeer closed")]) == tell_failure(1, 1, 2, [RAISED])
+
+
+def test_a_rank_that_could_not_report_is_told_by_how_it_ended():
+    killed, code = tell_failure(0, -9, 2, [])
+    assert (killed, code) == (
+        "Rank 0 of 2 was killed by SIGKILL, most often because the machine ran out of memory.",
+        137,
+    )
+    assert tell_failure(0, -9, 2, [RAISED])[0] == f"{killed}\nRank 1 of 2 {RAISED.text}", "and nothing is hidden"
+    assert tell_failure(0, -11, 2, []) == ("Rank 0 of 2 was killed by SIGSEGV.", 139)
+    assert tell_failure(1, 7, 2, [])[0].startswith("Rank 1 of 2 exited with code 7, and without a Python error")
+    assert tell_failure(1, 3, 2, [Report(1, "exited with code 3.")]) == ("Rank 1 of 2 exited with code 3.", 3)
