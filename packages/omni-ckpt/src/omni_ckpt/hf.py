@@ -57,7 +57,7 @@ def merge_to_hf(
     """Write the tensors below `prefix` of checkpoint `source` as safetensors into the new directory `target`.
 
     Effect: reads and writes, in one process; needs no process group and uses none. In memory are the tensors of one
-    file, as they are stored, and of these one more while it is cast.
+    file in the dtype they are stored in, and while they are read or cast, the largest of them once or twice more.
 
     Args:
         source: a directory of `save_dcp`, or of `torch.distributed.checkpoint` itself.
