@@ -7,6 +7,7 @@ uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -39,7 +40,8 @@ def main(config: Config) -> None:
         raise ValueError(f"there is no directory {config.model}. Merge a run first: uv run apps/merge.py RUN --to DIR")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model)
+    model = model.to(device).eval()
     torch.manual_seed(config.seed)
     draw = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}
     prompt = tokenizer(config.prompt, return_tensors="pt").to(device)

@@ -73,7 +73,7 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
     """The same run by plain transformers: each document alone, its own eager attention and logits, torch's AdamW."""
     run = decide(replace(config, mesh=MeshConfig(shard=1)), 1)
     ours = build_model(read_config(config.model), seed=config.seed)
-    model = AutoModelForCausalLM.from_config(read_config(config.model), dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32, attn_implementation="eager")
     model.load_state_dict(ours.state_dict())
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]

@@ -7,7 +7,16 @@ import torch
 from toy import Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
-from omni_parallel import AdamWConfig, constant, init_state, named_tensors, restore_state, shard_fsdp, state_tree, update
+from omni_parallel import (
+    AdamWConfig,
+    constant,
+    init_state,
+    named_tensors,
+    restore_state,
+    shard_fsdp,
+    state_tree,
+    update,
+)
 from omni_parallel.optim import TrainState, group_params
 
 CONFIG = AdamWConfig(lr=0.01, weight_decay=0.1)

@@ -1,6 +1,7 @@
 """Laws of the schedules."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -27,8 +28,8 @@ def test_warmup_cosine_rises_to_its_peak_and_falls_to_its_end(
     rates = [schedule(step) for step in range(total + 3)]
     assert max(rates) == pytest.approx(peak)
     assert rates[max(warmup - 1, 0)] == pytest.approx(peak)
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
     assert rates[total:] == pytest.approx([final] * 3)
 
 

@@ -1,6 +1,7 @@
 """A stream, worked ahead of its consumer by one thread."""
 
 from collections import deque
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from omni_data.stream import Stream
 T = TypeVar("T")
 
 
-def prefetch(stream: Stream[T], depth: int = 2) -> Stream[T]:
+def prefetch(stream: Stream[T], depth: int = 2) -> Generator[tuple[T, Cursor], None, None]:
     """The same items in the same order, up to `depth` of them made ahead. Effect: a thread, from the first item on.
 
     A cursor is that of its item, however far the thread has got. What the stream raises is raised at the item where it
@@ -24,7 +25,7 @@ def prefetch(stream: Stream[T], depth: int = 2) -> Stream[T]:
     return _prefetch(stream, depth)
 
 
-def _prefetch(stream: Stream[T], depth: int) -> Stream[T]:
+def _prefetch(stream: Stream[T], depth: int) -> Generator[tuple[T, Cursor], None, None]:
     worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
         made: deque[Future[tuple[T, Cursor] | None]] = deque(worker.submit(next, stream, None) for _ in range(depth))

@@ -1,9 +1,11 @@
 """From a name to a model without weights: the configuration is read, the modules are laid out on the meta device."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -29,9 +31,15 @@ def read_config(source: str, **overrides: object) -> PreTrainedConfig:
             configuration, or if its head counts do not divide; all at once.
     """
     config = _find_config(source)
-    known = set(config.to_dict())
-    problems = [f"{source} has no field {name}{_nearest(name, known)}." for name in overrides if name not in known]
-    config = type(config).from_dict(config.to_dict() | {k: v for k, v in overrides.items() if k in known})
+    fields = config.to_dict()
+    problems = [f"{source} has no field {name}{_nearest(name, fields)}." for name in overrides if name not in fields]
+    fields |= {name: value for name, value in overrides.items() if name in fields}
+    if "layer_types" in fields and "layer_types" not in overrides:
+        fields["layer_types"] = fields["layer_types"][: fields["num_hidden_layers"]]
+    try:
+        config = type(config).from_dict(fields)
+    except StrictDataclassError as problem:
+        problems.append(str(problem))
     problems += head_problems(config)
     if problems:
         raise ValueError(f"the configuration of {source} cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -111,7 +119,10 @@ def _find_config(source: str) -> PreTrainedConfig:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} has no config.json, so it is not the directory of a Hugging Face model.")
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        try:
+            return AutoConfig.from_pretrained(path, local_files_only=True)
+        except OSError as problem:
+            raise ValueError(f"{path} holds no readable config.json: {problem}") from problem
     if path.exists():
         raise ValueError(f"{path} is a file; name the directory that holds config.json.")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -128,6 +139,6 @@ def _find_config(source: str) -> PreTrainedConfig:
         ) from problem
 
 
-def _nearest(name: str, known: object) -> str:
-    close = get_close_matches(name, list(known), n=1)  # pyright: ignore[reportArgumentType]
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

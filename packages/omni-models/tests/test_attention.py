@@ -1,0 +1,179 @@
+"""Laws of attention: packed rows equal separate documents, in every family, backend and device that fits."""
+
+import pytest
+import torch
+from shapes import FAMILIES, make_config
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from omni_models import build_model, choose_attention, map_attention, use_attention
+from omni_models.attention import ATTENTIONS
+
+LENGTHS = [[9, 1, 13, 1], [2, 20, 2]]
+"""Documents of two rows of 24 tokens."""
+ONLY_EAGER = {"gemma2", "gpt_oss"}
+
+
+def make_rows(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    ids_BS = torch.randint(0, 80, (2, 24), generator=torch.Generator().manual_seed(seed))
+    positions_BS = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
+    bounds = torch.tensor([0] + [n for row in LENGTHS for n in row]).cumsum(0).to(torch.int32)
+    return ids_BS, positions_BS, bounds
+
+
+def documents(ids_BS: Tensor) -> list[Tensor]:
+    return [piece[None] for row, sizes in zip(ids_BS, LENGTHS, strict=True) for piece in row.split(sizes)]
+
+
+@pytest.mark.parametrize("attend", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_equal_separate_documents_of_plain_transformers(family: str, attend: str, device: str) -> None:
+    if attend == "sdpa" and family in ONLY_EAGER:
+        pytest.skip("softcap and sinks are refused, see below")
+    config = make_config(family)
+    ours = build_model(config, device=device)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").to(device)
+    plain.load_state_dict(ours.state_dict())
+    plain.train()
+    ids_BS, positions_BS, bounds = (x.to(device) for x in make_rows())
+    ours = use_attention(ours, attend)
+    packed = ours(
+        input_ids=ids_BS, position_ids=positions_BS, cu_seqlens=bounds, max_seqlen=20, use_cache=False
+    ).logits.flatten(0, 1)
+    apart = torch.cat([plain(input_ids=ids, use_cache=False).logits[0] for ids in documents(ids_BS)])
+    assert (packed - apart).abs().max() <= 1e-5 * apart.abs().max()
+
+    weight = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    (packed * weight).sum().backward()
+    (apart * weight).sum().backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        if mine.grad is not None:
+            assert (mine.grad - theirs.grad).abs().max() <= 1e-5 * max(1e-3, theirs.grad.abs().max()), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - ONLY_EAGER))
+def test_varlen_equals_eager_to_the_precision_of_bf16(family: str) -> None:
+    ids_BS, positions_BS, bounds = (x.to("cuda") for x in make_rows())
+    facts = {"input_ids": ids_BS, "position_ids": positions_BS, "cu_seqlens": bounds, "max_seqlen": 20}
+    outs = []
+    for attend, dtype in (("eager", torch.float32), ("eager", torch.bfloat16), ("varlen", torch.bfloat16)):
+        model = use_attention(build_model(make_config(family), device="cuda").to(dtype), attend)
+        outs.append(model(**facts, use_cache=False).logits.float())
+    exact, eager, varlen = outs
+    noise = (eager - exact).norm() / exact.norm()
+    assert (varlen - exact).norm() / exact.norm() <= 1.5 * noise + 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "mistral"])
+@pytest.mark.parametrize("trap", ["use_cache", "mask of ones", "positions only"])
+def test_documents_stay_apart_whatever_else_is_passed(family: str, trap: str) -> None:
+    model = use_attention(build_model(make_config(family)), "eager").eval()
+    ids_BS, positions_BS, bounds = make_rows()
+    facts = {"input_ids": ids_BS, "position_ids": positions_BS, "cu_seqlens": bounds, "max_seqlen": 20}
+    expected = model(**facts, use_cache=False).logits
+    if trap == "use_cache":
+        got = model(**facts, use_cache=True).logits
+    elif trap == "mask of ones":
+        got = model(**facts, attention_mask=torch.ones_like(ids_BS), use_cache=False).logits
+    else:
+        got = model(input_ids=ids_BS, position_ids=positions_BS, use_cache=False).logits
+    assert torch.equal(got, expected)
+
+
+def test_a_token_of_one_document_never_moves_another() -> None:
+    model = use_attention(build_model(make_config("qwen3")), "sdpa").eval()
+    ids_BS, positions_BS, bounds = make_rows()
+    facts = {"position_ids": positions_BS, "cu_seqlens": bounds, "max_seqlen": 20, "use_cache": False}
+    before = model(input_ids=ids_BS, **facts).logits
+    changed = ids_BS.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 80  # The first token of the third document, of tokens 10 to 22.
+    moved = (model(input_ids=changed, **facts).logits != before).any(-1)
+    assert moved[0, 10:23].all()
+    assert not moved[0, :10].any()
+    assert not moved[0, 23:].any()
+    assert not moved[1].any()
+
+
+def test_without_facts_each_row_is_one_document() -> None:
+    config = make_config("llama")
+    ours = use_attention(build_model(config), "sdpa").eval()
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    plain.load_state_dict(ours.state_dict())
+    ids_BS = make_rows()[0]
+    expected = plain(input_ids=ids_BS, use_cache=False).logits
+    assert torch.allclose(ours(input_ids=ids_BS, use_cache=False).logits, expected, atol=1e-5)
+
+
+def test_two_models_keep_their_own_attention() -> None:
+    first, second = (use_attention(build_model(make_config("llama"), seed=seed), "eager").eval() for seed in (0, 1))
+    ids_BS = make_rows()[0]
+    before = second(input_ids=ids_BS, use_cache=False).logits
+    calls = []
+
+    def counted(attend):
+        def counting(*args, **facts):
+            calls.append(1)
+            return attend(*args, **facts)
+
+        return counting
+
+    first = map_attention(first, counted)
+    first(input_ids=ids_BS, use_cache=False)
+    assert len(calls) == 2
+    assert torch.equal(second(input_ids=ids_BS, use_cache=False).logits, before)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("family", "asked"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_a_backend_refuses_by_name_what_it_lacks(family: str, asked: str) -> None:
+    model = use_attention(build_model(make_config(family)), "sdpa")
+    with pytest.raises(ValueError, match=f"sdpa attention has no {asked}, which this model asks for: use eager"):
+        model(input_ids=make_rows()[0], use_cache=False)
+
+
+def test_varlen_off_a_gpu_is_refused() -> None:
+    model = use_attention(build_model(make_config("llama")), "varlen")
+    with pytest.raises(
+        ValueError, match=r"varlen attention needs bf16 or fp16 on CUDA, got torch.float32 on cpu: use sdpa"
+    ):
+        model(input_ids=make_rows()[0], use_cache=False)
+
+
+def test_a_mask_with_zeros_is_refused() -> None:
+    model = use_attention(build_model(make_config("llama")), "sdpa")
+    mask = torch.ones(2, 24, dtype=torch.long)
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match="attention_mask with zeros"):
+        model(input_ids=make_rows()[0], attention_mask=mask)
+
+
+def test_a_cache_is_refused() -> None:
+    model = use_attention(build_model(make_config("llama")), "sdpa").eval()
+    first = model(input_ids=make_rows()[0], use_cache=True)
+    with pytest.raises(ValueError, match="1 queries met 25 keys: this attention trains and reads no cache"):
+        model(input_ids=torch.tensor([[1], [2]]), past_key_values=first.past_key_values, use_cache=True)
+
+
+def test_an_unknown_backend_and_a_missing_one_are_refused() -> None:
+    model = build_model(make_config("llama"))
+    with pytest.raises(ValueError, match="there is no attention 'flash'; there are eager, sdpa, varlen"):
+        use_attention(model, "flash")
+    with pytest.raises(ValueError, match="apply use_attention to this LlamaForCausalLM"):
+        map_attention(model, lambda attend: attend)
+
+
+@pytest.mark.parametrize(
+    ("family", "device", "dtype", "chosen"),
+    [
+        ("llama", "cpu", torch.float32, "sdpa"),
+        ("llama", "cuda", torch.float32, "sdpa"),
+        ("llama", "cuda", torch.bfloat16, "varlen"),
+        ("gemma2", "cuda", torch.bfloat16, "eager"),
+        ("gpt_oss", "cpu", torch.float32, "eager"),
+    ],
+)
+def test_the_fastest_exact_backend_is_chosen(family: str, device: str, dtype: torch.dtype, chosen: str) -> None:
+    assert choose_attention(make_config(family), device, dtype) == chosen
+    assert chosen in ATTENTIONS

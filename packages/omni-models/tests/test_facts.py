@@ -1,0 +1,68 @@
+"""Laws of the facts: they are those of the model, and of what was published with it."""
+
+import pytest
+import torch
+from shapes import make_config
+
+from omni_models import PRESETS, build_model, describe, flops_per_token, read_config
+
+PUBLISHED = {
+    "qwen2.5-0.5b": 0.49,
+    "qwen2.5-1.5b": 1.54,
+    "qwen2.5-3b": 3.09,
+    "qwen2.5-7b": 7.61,
+    "qwen2.5-14b": 14.8,
+    "qwen2.5-32b": 32.8,
+    "qwen2.5-72b": 72.7,
+    "qwen3-0.6b": 0.6,
+    "qwen3-1.7b": 1.7,
+    "qwen3-4b": 4.0,
+    "qwen3-8b": 8.2,
+    "qwen3-14b": 14.8,
+    "qwen3-32b": 32.8,
+    "qwen3-30b-a3b": 30.5,
+    "qwen3-235b-a22b": 235.0,
+    "llama-3-8b": 8.03,
+    "llama-3-70b": 70.6,
+    "llama-3.1-8b": 8.03,
+    "llama-3.1-70b": 70.6,
+    "llama-3.1-405b": 405.9,
+    "llama-3.2-1b": 1.24,
+    "llama-3.2-3b": 3.21,
+    "llama-3.3-70b": 70.6,
+}
+"""Billions of parameters, as their model cards say."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_has_the_published_size(preset: str) -> None:
+    facts = describe(build_model(read_config(preset), device="meta"))
+    if preset != "tiny":
+        assert facts.num_params / 1e9 == pytest.approx(PUBLISHED[preset], rel=0.015)
+    assert len(facts.blocks) == facts.num_layers
+
+
+def test_active_parameters_leave_out_lookups_and_idle_experts() -> None:
+    dense = describe(build_model(make_config("llama"), device="meta"))
+    assert dense.active_params == dense.num_params - 80 * 32
+    tied = describe(build_model(make_config("qwen2"), device="meta"))
+    assert tied.tied_embeddings
+    assert tied.active_params == tied.num_params
+    moe = describe(build_model(make_config("qwen3_moe"), device="meta"))
+    one_expert = 3 * 32 * 16
+    assert moe.experts == ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
+    assert moe.active_params == moe.num_params - 80 * 32 - 2 * 2 * one_expert
+
+
+def test_flops_are_those_of_the_published_accounting() -> None:
+    facts = describe(build_model(read_config("qwen3-8b"), device="meta"))
+    assert flops_per_token(facts, 8192) == pytest.approx(6 * 7.568e9 + 6 * 36 * 32 * 128 * 8192, rel=1e-3)
+    whole, causal = flops_per_token(facts, 8192, causal=False), flops_per_token(facts, 8192)
+    assert whole - causal == pytest.approx(6 * 36 * 32 * 128 * 8192)
+
+
+def test_describing_touches_nothing() -> None:
+    model = build_model(make_config("llama"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    describe(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

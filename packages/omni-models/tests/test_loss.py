@@ -1,0 +1,136 @@
+"""Laws of the loss: chunked equals full, in value and every gradient, and what would be wrong is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import FAMILIES, make_config
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from omni_models import build_model, choose_loss, count_targets, summed_loss, use_attention
+from omni_models.loss import chunk_tokens, chunked_cross_entropy
+
+CHANGES_LOGITS = {"gemma2", "cohere", "granite"}
+
+
+def make_batch() -> tuple[dict[str, Tensor], Tensor]:
+    ids_BS = torch.randint(0, 80, (2, 17), generator=torch.Generator().manual_seed(0))
+    labels_BS = torch.cat([ids_BS[:, 1:], torch.full((2, 1), -100)], dim=1)
+    labels_BS[0, 3:6] = -100
+    return {"input_ids": ids_BS}, labels_BS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_and_its_gradients_are_those_of_plain_transformers(family: str) -> None:
+    config = make_config(family)
+    ours = build_model(config)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    plain.load_state_dict(ours.state_dict())
+    plain.train()
+    inputs, labels_BS = make_batch()
+    ours = use_attention(ours, "eager")
+    loss = summed_loss(ours, inputs, labels_BS)
+    expected = nn.functional.cross_entropy(
+        plain(**inputs, use_cache=False).logits.flatten(0, 1), labels_BS.flatten(), reduction="sum"
+    )
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert (mine.grad - theirs.grad).abs().max() <= 1e-5 * max(1e-3, theirs.grad.abs().max()), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_logits_are_chosen_where_the_model_changes_them(family: str) -> None:
+    assert choose_loss(make_config(family)) == ("full" if family in CHANGES_LOGITS else "chunked")
+
+
+@pytest.mark.parametrize("family", sorted(CHANGES_LOGITS))
+def test_the_chunked_loss_is_refused_where_it_would_be_wrong(family: str) -> None:
+    inputs, labels_BS = make_batch()
+    with pytest.raises(ValueError, match="computes with its logits after the head"):
+        summed_loss(build_model(make_config(family)), inputs, labels_BS, impl="chunked")
+
+
+def test_the_head_is_itself_again_afterwards() -> None:
+    model = build_model(make_config("llama")).eval()
+    inputs, labels_BS = make_batch()
+    before = model(**inputs).logits
+    summed_loss(model, inputs, labels_BS)
+    with pytest.raises(ValueError, match=r"\[2, 16\] labels met \[2, 17\] hidden states"):
+        summed_loss(model, inputs, labels_BS[:, 1:])
+    assert torch.equal(model(**inputs).logits, before)
+
+
+@given(
+    tokens=st.integers(1, 23),
+    vocab=st.integers(2, 19),
+    chunk=st.integers(1, 25),
+    bias=st.booleans(),
+    ignored=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_chunk_gives_the_same_loss_and_gradients(
+    *, tokens: int, vocab: int, chunk: int, bias: bool, ignored: float, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(tokens, 6, generator=draw), torch.randn(vocab, 6, generator=draw)
+    inputs = [hidden, weight] + ([torch.randn(vocab, generator=draw)] if bias else [])
+    labels = torch.randint(0, vocab, (tokens,), generator=draw)
+    labels[torch.rand(tokens, generator=draw) < ignored] = -100
+    ours, plain = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    loss = chunked_cross_entropy(ours[0], ours[1], ours[2] if bias else None, labels, chunk)
+    logits = nn.functional.linear(plain[0], plain[1], plain[2] if bias else None)
+    expected = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    assert torch.allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    (3.0 * loss).backward()
+    (3.0 * expected).backward()
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_no_targets_give_zero_loss_and_zero_gradients() -> None:
+    model = build_model(make_config("llama"))
+    inputs, labels_BS = make_batch()
+    loss = summed_loss(model, inputs, torch.full_like(labels_BS, -100))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all((param.grad == 0).all() for param in model.parameters())
+
+
+def test_no_gradient_is_made_where_none_is_asked() -> None:
+    model = build_model(make_config("llama"))
+    inputs, labels_BS = make_batch()
+    expected = summed_loss(model, inputs, labels_BS)
+    with torch.no_grad():
+        loss = summed_loss(model, inputs, labels_BS)
+    assert not loss.requires_grad
+    assert loss.item() == expected.item()
+
+
+@pytest.mark.gpu
+def test_the_chunked_loss_never_holds_all_logits() -> None:
+    tokens, hidden, vocab, chunk = 8192, 256, 65536, 512
+    x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    w = torch.randn(vocab, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.randint(0, vocab, (tokens,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    chunked_cross_entropy(x, w, None, labels, chunk).backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 4 * chunk * vocab * 4 + 3 * vocab * hidden * 4  # All logits would be 2 GiB, in fp32.
+
+
+def test_targets_are_counted() -> None:
+    assert count_targets(torch.tensor([[1, -100, 3], [-100, -100, 0]])).item() == 3
+
+
+@given(tokens=st.integers(1, 10**6), vocab=st.integers(1, 10**6))
+def test_chunks_fit_and_cover(tokens: int, vocab: int) -> None:
+    chunk = chunk_tokens(tokens, vocab, 1 << 28)
+    assert chunk == 1 or 4 * chunk * vocab <= 1 << 28
+    assert 1 <= chunk <= tokens

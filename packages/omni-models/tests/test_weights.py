@@ -1,0 +1,158 @@
+"""Laws of filling: the model's own initialisation, or the files' own numbers, and nothing unset."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from shapes import FAMILIES, make_config
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from omni_models import build_model, describe, fill_weights
+from omni_models.weights import plan_reads
+
+DENSE = sorted(family for family in FAMILIES if "moe" not in family and family not in ("gpt_oss", "deepseek_v3"))
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def shard(model: PreTrainedModel) -> PreTrainedModel:
+    mesh = init_device_mesh("cpu", (1,))
+    for name in describe(model).blocks:
+        fully_shard(model.get_submodule(name), mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_are_distributed_as_transformers_would(family: str) -> None:
+    config = make_config(family, hidden_size=64)
+    ours = build_model(config).state_dict()
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        mine, other = ours[name].double(), tensor.double()
+        if other.std() == 0 or other.numel() == 1:
+            assert torch.equal(mine, other), name
+        elif other.numel() > 64:
+            noise = 7 * other.std().item() / other.numel() ** 0.5
+            assert mine.mean().item() == pytest.approx(other.mean().item(), abs=noise), name
+            assert mine.std().item() == pytest.approx(other.std().item(), abs=noise), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_buffers_are_those_of_transformers(family: str) -> None:
+    ours = dict(build_model(make_config(family)).named_buffers())
+    theirs = dict(AutoModelForCausalLM.from_config(make_config(family), dtype=torch.float32).named_buffers())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3_moe"])
+def test_random_weights_do_not_depend_on_sharding(one_rank: None, family: str) -> None:
+    plain = build_model(make_config(family), seed=2)
+    sharded = fill_weights(shard(build_model(make_config(family), device="meta")), None, seed=2)
+    named = dict(sharded.named_parameters())
+    assert named.keys() == dict(plain.named_parameters()).keys()
+    assert all(torch.equal(named[name].full_tensor(), param) for name, param in plain.named_parameters())
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_weights_of_a_directory_are_read_exactly(one_rank: None, family: str, tmp_path: Path) -> None:
+    saved = build_model(make_config(family), seed=1)
+    saved.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    plain = fill_weights(build_model(make_config(family), device="meta"), tmp_path)
+    sharded = fill_weights(shard(build_model(make_config(family), device="meta")), tmp_path)
+    found = dict(sharded.named_parameters())
+    for name, param in saved.named_parameters():
+        assert torch.equal(dict(plain.named_parameters())[name], param), name
+        assert torch.equal(found[name].full_tensor(), param), name
+    for name, buffer in saved.named_buffers():
+        assert torch.equal(dict(plain.named_buffers())[name], buffer), name
+
+
+def test_tied_weights_stay_tied(one_rank: None, tmp_path: Path) -> None:
+    build_model(make_config("qwen2")).save_pretrained(tmp_path)
+    for source in (None, tmp_path):
+        for model in (
+            build_model(make_config("qwen2"), device="meta"),
+            shard(build_model(make_config("qwen2"), device="meta")),
+        ):
+            filled = fill_weights(model, source)
+            assert filled.lm_head.weight is filled.model.embed_tokens.weight
+
+
+def test_half_precision_files_fill_full_precision_parameters(tmp_path: Path) -> None:
+    saved = build_model(make_config("llama"), seed=1).to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    model = fill_weights(build_model(make_config("llama"), device="meta"), tmp_path)
+    for mine, theirs in zip(model.parameters(), saved.parameters(), strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs.float())
+
+
+def test_a_directory_of_the_bare_decoder_fills_the_model(tmp_path: Path) -> None:
+    saved = build_model(make_config("qwen2"), seed=1)
+    saved.model.save_pretrained(tmp_path)
+    model = fill_weights(build_model(make_config("qwen2"), device="meta"), tmp_path)
+    assert torch.equal(model.model.norm.weight, saved.model.norm.weight)
+    assert torch.equal(model.lm_head.weight, saved.lm_head.weight)
+
+
+def test_what_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
+    build_model(make_config("llama")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["extra.weight"] = torch.zeros(1)
+    del tensors["model.norm.weight"]
+    tensors["lm_head.weight"] = torch.zeros(79, 32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as told:
+        fill_weights(build_model(make_config("llama"), device="meta"), tmp_path)
+    message = str(told.value)
+    assert "1 missing: model.norm.weight" in message
+    assert "1 left over: extra.weight" in message
+    assert "1 of another shape: lm_head.weight: stored [79, 32], wanted [80, 32]" in message
+
+
+def test_fused_experts_are_not_read_yet_and_it_says_so(tmp_path: Path) -> None:
+    build_model(make_config("qwen3_moe")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="go by other names, which are not read yet"):
+        fill_weights(build_model(make_config("qwen3_moe"), device="meta"), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_missing_files_are_refused(family: str, tmp_path: Path) -> None:
+    model = build_model(make_config(family), device="meta")
+    with pytest.raises(ValueError, match=r"holds no .safetensors file"):
+        fill_weights(model, tmp_path)
+    build_model(make_config(family)).save_pretrained(tmp_path, max_shard_size="20KB")
+    gone = sorted(tmp_path.glob("*.safetensors"))[0]
+    gone.unlink()
+    with pytest.raises(ValueError, match=f"names files that are not there: {gone.name}"):
+        fill_weights(build_model(make_config(family), device="meta"), tmp_path)
+    with pytest.raises(ValueError, match="no directory 'nowhere'"):
+        fill_weights(build_model(make_config(family), device="meta"), "nowhere")
+
+
+def test_reads_are_planned_without_files() -> None:
+    wanted = {"model.a": (2, 3), "model.b": (4,)}
+    assert plan_reads(wanted, {"model.a": (2, 3), "model.b": (4,)}) == {"model.a": "model.a", "model.b": "model.b"}
+    assert plan_reads(wanted, {"a": (2, 3), "b": (4,)}, prefix="model.") == {"model.a": "a", "model.b": "b"}
+    assert plan_reads(wanted, {**wanted, "tied": (1,)}, optional=frozenset({"tied"})).keys() == wanted.keys()
+
+
+def test_a_buffer_that_nothing_sets_is_found() -> None:
+    model = build_model(make_config("llama"), device="meta")
+    model.model.register_buffer("forgotten", torch.empty(2, device="meta"), persistent=False)
+    with pytest.raises(ValueError, match=r"leaves buffers unset: \['model.forgotten'\]"):
+        fill_weights(model, None)
