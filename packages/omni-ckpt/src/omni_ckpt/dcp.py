@@ -43,8 +43,9 @@ def save_dcp(tree: Mapping[str, Any], path: Path) -> Path:
     Effect: collective; writes, and first deletes what a killed save left in `path.tmp`.
 
     Args:
-        tree: nested dicts of tensors and plain values (see `tree.py`), with the same names on every rank. A DTensor is
-            written in shards; of a plain tensor or value, which every rank has, one copy is written: rank 0's value.
+        tree: nested dicts of tensors and plain values (see `tree.py`). A DTensor is written in shards. A tensor that
+            is whole on several ranks must be equal on them: one copy is written, and it may be of any. Plain values
+            have the same names on every rank, and those of rank 0 are written.
         path: on a disk that all ranks share.
 
     Raises:

@@ -4,6 +4,7 @@ The merge streams: the names are cut into files first, then the tensors of one f
 and written. The directory gets its name last, so a merge that was killed leaves nothing that loads.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from torch import Tensor
 from omni_ckpt.disk import clear, publish, sync, write_json
 from omni_ckpt.layout import writing
 from omni_ckpt.stored import check_files, read_index, read_into, specs_in
-from omni_ckpt.tree import TensorSpec, mismatches, named
+from omni_ckpt.tree import TensorSpec, named
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -143,10 +144,10 @@ def _check_streams(
     """Refuse a `to_hf` that gives other tensors file by file than for the whole model: on the meta device, for free."""
     meta = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in specs.items()}
     whole, parts = to_hf(meta), [to_hf({name: meta[name] for name in group}) for group in groups]
-    streamed = {name: tensor for part in parts for name, tensor in part.items()}
-    problems = mismatches(whole, streamed)
-    if problems or len(streamed) < sum(len(part) for part in parts):
+    outcomes = Counter((name, tensor.shape, tensor.dtype) for part in parts for name, tensor in part.items())
+    outcomes.subtract((name, tensor.shape, tensor.dtype) for name, tensor in whole.items())
+    if torn := list(dict.fromkeys(name for (name, *_), surplus in outcomes.items() if surplus)):
         raise ValueError(
             "to_hf needs tensors together that are in different files; allow larger files with max_bytes. "
-            + "; ".join(problems or ["some names come from several files"])
+            f"{named('file by file it gives otherwise', torn)[0]}."
         )
