@@ -105,6 +105,7 @@ def main(config: Config) -> None:
             tokens = config.batch * config.seq_len
             row = {"step": state.step, **values, "lr": lr, "tokens": state.step * tokens}
             row |= {"seconds": seconds, "data_seconds": waited, "tokens_per_second": tokens / seconds}
+            row["tokens_per_second_per_rank"] = tokens / seconds / world.size
             row["tflops_per_rank"] = flops_per_token(run.facts, config.seq_len) * tokens / seconds / world.size / 1e12
             row["memory_gb"] = peak_memory_gb(world.device)
             if chief:

@@ -15,7 +15,7 @@ from omni_mesh import MeshConfig
 from omni_models import build_model, read_config
 
 STEPS = 10
-SMALL = Config(steps=STEPS, batch=12, seq_len=64, save_every=1000, mesh=MeshConfig(shard=1))
+SMALL = Config(steps=STEPS, dtype="float32", batch=12, seq_len=64, save_every=1000, mesh=MeshConfig(shard=1))
 """Ten steps of twelve rows, which one to four ranks can share."""
 
 FAMILIES = {
@@ -72,9 +72,9 @@ def train(config: Config) -> list[dict[str, float]]:
 def train_plainly(config: Config) -> list[dict[str, float]]:
     """The same run by plain transformers: each document alone, its own eager attention and logits, torch's AdamW."""
     run = decide(replace(config, mesh=MeshConfig(shard=1)), 1)
-    ours = build_model(read_config(config.model), seed=config.seed)
+    ours = build_model(read_config(config.model), seed=config.seed, device=run.device)
     model = AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32, attn_implementation="eager")
-    model.load_state_dict(ours.state_dict())
+    model.to(run.device).load_state_dict(ours.state_dict())
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -108,6 +108,6 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
 
 def token_losses(model: nn.Module, document: list[int]) -> Tensor:
     """The loss of each token of `document` after the first, (tokens - 1,), nats."""
-    ids = torch.tensor([document])
+    ids = torch.tensor([document], device=next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")

@@ -1,0 +1,84 @@
+"""Run a training app, and keep what it measured of itself as JSON: speed, memory, where it ran, and how.
+
+    uv run benchmarks/measure.py --name qwen3-0.6b-1x -- --model qwen3-0.6b --seq-len 4096 --batch 4 --steps 30
+
+The first steps compile and warm up; they are left out. Data wait is included.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+import tyro
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One measurement."""
+
+    name: str
+    """Of the file to write: benchmarks/NAME.json."""
+    args: tyro.conf.Positional[tuple[str, ...]]
+    """Of the app, after `--`."""
+    app: str = "pretrain.py"
+    """In apps/."""
+    skip: int = 5
+    """First steps to leave out."""
+    to: Path = ROOT / "benchmarks"
+    """Folder to write to."""
+    commit: str | None = None
+    """Of the code measured. Left out: asked of git."""
+    note: str = ""
+    """What a reader should know."""
+
+
+def main(config: Config) -> None:
+    """Write the record and print it. Effect: runs a process, writes a file."""
+    with TemporaryDirectory() as out:
+        command = [sys.executable, str(ROOT / "apps" / config.app), *config.args, "--out", out]
+        subprocess.run(command, check=True)
+        rows = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+    record = summarize(rows, config.skip) | {
+        "command": " ".join(["uv run", f"apps/{config.app}", *config.args]),
+        "note": config.note,
+        "date": date.today().isoformat(),
+        "commit": config.commit or _ask("git", "rev-parse", "HEAD"),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "triton")}
+        | {"cuda": torch.version.cuda},
+    }
+    config.to.mkdir(parents=True, exist_ok=True)
+    (config.to / f"{config.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def summarize(rows: list[dict[str, float]], skip: int) -> dict[str, float]:
+    """Medians over the steps after the first `skip`, and the peak memory of all. Pure.
+
+    Raises:
+        ValueError: if no step is left.
+    """
+    kept = rows[skip:]
+    if not kept:
+        raise ValueError(f"{len(rows)} steps are no more than the {skip} to skip: run longer.")
+    names = ("tokens_per_second", "tokens_per_second_per_rank", "tflops_per_rank", "seconds", "data_seconds")
+    medians = {name: round(median(row[name] for row in kept), 4) for name in names}
+    return {"steps": len(kept), **medians, "memory_gb": round(max(row["memory_gb"] for row in rows), 3)}
+
+
+def _ask(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,107 @@
+"""In from Hugging Face and out to it: the numbers, the names and the files that plain transformers has."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import infer
+import merge
+import pytest
+import torch
+from ranks import Run
+from request import decide
+from runs import SMALL, token_losses, train, write_family
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from omni_ckpt import load_dcp, step_dir, stored
+from omni_data import Cursor, stream_batches, unpack_batch
+from omni_mesh import MeshConfig
+from omni_models import build_model, read_config
+
+TWO = MeshConfig(shard=2)
+DENSE = ["tiny", "llama", "qwen2", "gemma2"]
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str, run: Run, tmp_path: Path) -> None:
+    made = build_model(read_config(write_family(family, tmp_path)), seed=11)
+    made.save_pretrained(tmp_path / "hf", max_shard_size="100KB")
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
+    hf = str(tmp_path / "hf")
+    config = replace(SMALL, model=hf, weights=hf, tokenizer="bytes", steps=1, mesh=TWO, out=tmp_path / "run")
+    ours = run(train, 2, config)[0][0]
+    what = decide(replace(config, mesh=MeshConfig()), 1)
+    batch, _ = next(
+        stream_batches(
+            what.source,
+            Cursor(),
+            shard=0,
+            num_shards=1,
+            rows=config.batch,
+            seq_len=config.seq_len,
+            tokenize=what.tokenizer.encode,
+            eos_id=what.tokenizer.eos_id,
+        )
+    )
+    with torch.no_grad():
+        losses = torch.cat([token_losses(plain, document) for row in unpack_batch(batch) for document in row])
+    assert ours["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert abs(ours["loss"] - math.log(272)) > 1e-3  # It has not simply guessed evenly.
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_a_merged_run_loads_in_plain_transformers_and_generates(
+    family: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_family(family, tmp_path)
+    config = replace(SMALL, model=model, tokenizer="bytes", steps=3, mesh=TWO, out=tmp_path / "run")
+    run(train, 2, config)
+    merge.main(merge.Config(run=config.out, to=tmp_path / "merged"))
+    plain, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert plain.dtype == torch.float32
+
+    ours = build_model(read_config(model))
+    tree = {name: param for name, param in ours.named_parameters()}
+    loaded = load_dcp({"state": {"model": tree}}, step_dir(config.out, 3), strict=False)
+    assert set(loaded["state"]["model"]) == set(stored(step_dir(config.out, 3), prefix="state.model"))
+    ids = torch.arange(40)[None]
+    ours.set_attn_implementation("eager")
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer("héllo")["input_ids"] == list("héllo".encode())
+    capsys.readouterr()
+    infer.main(infer.Config(model=str(tmp_path / "merged"), prompt="The quick", tokens=5))
+    assert capsys.readouterr().out.startswith("The quick")
+
+
+def test_a_merge_casts_when_asked_and_writes_shards_of_a_bounded_size(run: Run, tmp_path: Path) -> None:
+    run(train, 1, replace(SMALL, steps=1, out=tmp_path / "run"))
+    merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged", step=1, dtype="bfloat16"))
+    with safe_open(tmp_path / "merged" / "model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+
+
+def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the directory of a run"):
+        merge.main(merge.Config(run=tmp_path, to=tmp_path / "merged"))
+    moe = write_family("qwen3_moe", tmp_path)
+    run(train, 1, replace(SMALL, model=moe, tokenizer="bytes", steps=1, out=tmp_path / "run"))
+    with pytest.raises(ValueError, match="merging a mixture of experts is not built yet"):
+        merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged"))
+    with pytest.raises(ValueError, match="has no checkpoint step-00000007; there is step-00000001"):
+        merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged", step=7))
+
+
+def test_generating_from_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Merge a run first"):
+        infer.main(infer.Config(model=str(tmp_path / "nothing")))

@@ -1,0 +1,72 @@
+"""A run that stops and starts again is the run that never stopped: on the same mesh to the bit, on another to 1e-6."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ranks import Run
+from runs import SMALL, train
+
+from omni_mesh import MeshConfig
+
+EXACT = ("step", "loss", "grad_norm", "targets", "lr", "tokens")
+HALF = {"stop_after": 5}
+
+
+def numbers(rows: list[dict[str, float]]) -> list[list[float]]:
+    return [[row[name] for name in EXACT] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mesh", "micro"),
+    [
+        (1, MeshConfig(), None),
+        (2, MeshConfig(shard=2), 2),
+        (4, MeshConfig(replicate=2, shard=2), None),
+    ],
+)
+def test_a_run_stopped_after_step_5_prints_the_numbers_of_an_unbroken_one(
+    ranks: int, mesh: MeshConfig, micro: int | None, run: Run, tmp_path: Path
+) -> None:
+    config = replace(SMALL, mesh=mesh, micro=micro, out=tmp_path / "whole")
+    whole = run(train, ranks, config)[0]
+    config = replace(config, out=tmp_path / "halves")
+    first = run(train, ranks, replace(config, **HALF))[0]
+    both = run(train, ranks, config)[0]
+    assert numbers(first) == numbers(whole)[:5]
+    assert numbers(both) == numbers(whole)
+
+
+def test_a_killed_run_writes_the_steps_after_its_checkpoint_again(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, save_every=4, stop_after=6, out=tmp_path / "run")
+    run(train, 1, config)
+    (config.out / "step-00000006").rename(tmp_path / "lost")
+    again = run(train, 1, replace(config, stop_after=None))[0]
+    whole = run(train, 1, replace(SMALL, out=tmp_path / "whole"))[0]
+    assert numbers(again) == numbers(whole)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", mesh=MeshConfig(replicate=2, shard=2), **HALF)
+    run(train, 4, config)
+    ours = run(train, ranks, replace(config, mesh=MeshConfig(shard=ranks), stop_after=None))[0]
+    whole = run(train, 1, replace(SMALL, out=tmp_path / "whole"))[0]
+    assert [row["targets"] for row in ours] == [row["targets"] for row in whole]
+    for mine, theirs in zip(ours, whole, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_a_finished_run_started_again_changes_nothing(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=3)
+    first = run(train, 1, config)[0]
+    files = sorted(path.name for path in config.out.iterdir())
+    assert run(train, 1, config)[0] == first
+    assert sorted(path.name for path in config.out.iterdir()) == files
+
+
+def test_old_checkpoints_are_pruned(run: Run, tmp_path: Path) -> None:
+    run(train, 2, replace(SMALL, out=tmp_path / "run", mesh=MeshConfig(shard=2), save_every=2, keep=2))
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert kept == ["step-00000008", "step-00000010"]
