@@ -27,6 +27,11 @@ from omni_mesh import MeshConfig, join_world, launch, planned_ranks
 # A test runner in the background of a shell ignores Ctrl-C, and so would what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+def deaf():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+DEAF_WHILE_IMPORTING = deaf()
+
 @dataclass(frozen=True)
 class Config:
     value: float
@@ -76,6 +81,7 @@ def test_two_ranks_of_a_script_sum_what_they_hold(tmp_path):
                 dist.all_reduce(x)
                 say("rank", world.rank, world.local_rank, world.size, x.item(), planned_ranks(MeshConfig()))
                 say("threads", torch.get_num_threads())
+                say("deaf", DEAF_WHILE_IMPORTING, deaf())
             sys.exit()  # A clean way to leave, also for a rank.
         """,
     )
@@ -83,6 +89,7 @@ def test_two_ranks_of_a_script_sum_what_they_hold(tmp_path):
     assert (process.returncode, err) == (0, "")
     assert lines_of(out, "rank") == [["0", "0", "2", "21.0", "2"], ["1", "1", "2", "21.0", "2"]]
     assert all(int(threads) <= max(1, len(os.sched_getaffinity(0)) // 2) for [threads] in lines_of(out, "threads"))
+    assert lines_of(out, "deaf") == [["True", "False"]] * 2, "Ctrl-C while importing would print a traceback per rank"
     assert out.endswith("parent done\n")
 
 
@@ -91,12 +98,15 @@ def test_a_failing_rank_is_named_and_told_once_and_ends_the_others(tmp_path):
         tmp_path,
         """
         def main(config):
-            with join_world(device="cpu") as world:
-                say("pid", os.getpid())
-                dist.barrier()
-                if world.rank == 1:
-                    raise RuntimeError("the mesh " + "is torn")
-                dist.barrier()  # Fails for want of the other: a consequence, not to be told.
+            try:
+                with join_world(device="cpu") as world:
+                    say("pid", os.getpid())
+                    dist.barrier()
+                    if world.rank == 1:
+                        raise RuntimeError("the mesh " + "is torn")
+                    dist.barrier()  # Fails for want of the other: a consequence, not to be told.
+            finally:
+                say("connected", world.rank, dist.is_initialized())
         """,
     )
     out, err = process.communicate(timeout=240)
@@ -105,6 +115,7 @@ def test_a_failing_rank_is_named_and_told_once_and_ends_the_others(tmp_path):
     assert err.endswith("\nRuntimeError: the mesh is torn\n")
     assert err.count("is torn\n") == err.count("Traceback") == 1
     assert len(err.splitlines()) <= 6, "the frames of main, and no others"
+    assert ["1", "True"] in lines_of(out, "connected"), "the others fail only once the cause was told"
     assert all(gone(pid) for [pid] in lines_of(out, "pid"))
     assert "parent done" not in out
 

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -227,6 +228,7 @@ def _shielded() -> Iterator[None]:
     done = threading.Event()
     ear = threading.Thread(target=done.wait, name="omni-ctrl-c", daemon=True)
     ear.start()
+    resource_tracker.ensure_running()  # It unblocks Ctrl-C once it has started, so it must start before.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
