@@ -103,7 +103,7 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
     if where.type == "cuda":
         torch.cuda.set_device(where)
     # The group is not bound to the device (`device_id`): NCCL would then make a communicator at once for every axis of
-    # every view, used or not, which took 3.9 GB of each of two H200s. Unbound, an axis costs nothing until its first
+    # every view, used or not, which took 3.8 GiB of each of two H200s. Unbound, an axis costs nothing until its first
     # collective.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
