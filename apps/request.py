@@ -12,7 +12,16 @@ from transformers import PreTrainedModel
 from omni_ckpt import latest, mismatches, stored
 from omni_data import Source, TextTokenizer, open_source, read_tokenizer
 from omni_mesh import MeshConfig, MeshSpec, resolve_mesh
-from omni_models import PRESETS, ModelFacts, build_model, choose_attention, choose_loss, describe, read_config
+from omni_models import (
+    PRESETS,
+    ModelFacts,
+    build_model,
+    choose_attention,
+    choose_loss,
+    describe,
+    plan_weights,
+    read_config,
+)
 from omni_parallel import (
     AdamWConfig,
     ParallelPlan,
@@ -138,6 +147,8 @@ def decide(config: Config, ranks: int) -> Decision:
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
     found = latest(config.out)
+    if model and config.weights and not found:
+        attempt(problems, plan_weights, model, config.weights)
     if found and model:
         differing = attempt(problems, mismatches, named_tensors(model), stored(found, prefix="state.model")) or []
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]

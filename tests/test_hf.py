@@ -27,6 +27,9 @@ DENSE = ["tiny", "llama", "qwen2", "gemma2"]
 @pytest.mark.parametrize("family", DENSE)
 def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str, run: Run, tmp_path: Path) -> None:
     made = build_model(read_config(write_family(family, tmp_path)), seed=11)
+    with torch.no_grad():
+        for param in made.parameters():
+            param.mul_(3.0)  # So that the model does not guess evenly, whatever its weights.
     made.save_pretrained(tmp_path / "hf", max_shard_size="100KB")
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
@@ -49,7 +52,7 @@ def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str,
     with torch.no_grad():
         losses = torch.cat([token_losses(plain, document) for row in unpack_batch(batch) for document in row])
     assert ours["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert abs(ours["loss"] - math.log(272)) > 1e-3  # It has not simply guessed evenly.
+    assert abs(ours["loss"] - math.log(272)) > 0.01
 
 
 @pytest.mark.parametrize("family", DENSE)

@@ -121,8 +121,8 @@ def _find_config(source: str) -> PreTrainedConfig:
             raise ValueError(f"{path} has no config.json, so it is not the directory of a Hugging Face model.")
         try:
             return AutoConfig.from_pretrained(path, local_files_only=True)
-        except OSError as problem:
-            raise ValueError(f"{path} holds no readable config.json: {problem}") from problem
+        except (OSError, StrictDataclassError) as problem:
+            raise ValueError(f"{path} holds no config.json that works: {problem}") from problem
     if path.exists():
         raise ValueError(f"{path} is a file; name the directory that holds config.json.")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:

@@ -58,7 +58,7 @@ def fill_weights(model: M, source: str | Path | None, *, seed: int = 0) -> M:
     else:
         with _untouched(model):
             _init_subtree(model, model._init_weights)
-        _fill_from_files_(model, Path(source) if Path(source).is_dir() else _download(str(source)))
+        _fill_from_files_(model, source)
     if unset := [name for name, buffer in model.named_buffers() if _is_poison(buffer)]:
         raise ValueError(f"transformers' initialisation of {model.config.model_type} leaves buffers unset: {unset}.")
     return model
@@ -101,6 +101,31 @@ def plan_reads(
     if listed:
         raise ValueError("these weights are not those of this model:\n" + "\n".join(f"  - {line}" for line in listed))
     return reads
+
+
+def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[Path, str]]:
+    """The file and the name in it of every tensor of `model`, which may be on meta. Effect: reads headers, downloads.
+
+    Args:
+        model: what is to be filled; it is not changed.
+        source: a directory of safetensors files, or a hub name.
+
+    Raises:
+        ValueError: if there is no such source, or if its tensors are not those of this model (all of them listed).
+    """
+    directory = Path(source) if Path(source).is_dir() else _download(str(source))
+    stored = stored_tensors(directory)
+    try:
+        reads = plan_reads(
+            {name: tuple(tensor.shape) for name, tensor in _loadable(model).items()},
+            {name: shape for name, (_, shape) in stored.items()},
+            optional=frozenset(model.all_tied_weights_keys) | frozenset(model.all_tied_weights_keys.values()),
+            prefix=f"{model.base_model_prefix}.",
+        )
+    except ValueError as problem:
+        note = "\nIts checkpoints go by other names, which are not read yet." if _renamed(model) else ""
+        raise ValueError(f"{directory}: {problem}{note}") from None
+    return {name: (stored[key][0], key) for name, key in reads.items()}
 
 
 def stored_tensors(directory: Path) -> dict[str, tuple[Path, Shape]]:
@@ -150,32 +175,25 @@ def _fill_random_(model: PreTrainedModel, seed: int) -> None:
                 _local(param).copy_(_share(whole[id(param)], param))
 
 
-def _fill_from_files_(model: PreTrainedModel, directory: Path) -> None:
-    """Set parameters and persistent buffers from the files of `directory`, each rank its own slices."""
-    stored = stored_tensors(directory)
-    tensors = dict(model.named_parameters())
-    kept = {id(param) for param in tensors.values()}
-    tensors |= {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in kept}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    try:
-        reads = plan_reads(
-            shapes,
-            {name: shape for name, (_, shape) in stored.items()},
-            optional=frozenset(model.all_tied_weights_keys) | frozenset(model.all_tied_weights_keys.values()),
-            prefix=f"{model.base_model_prefix}.",
-        )
-    except ValueError as problem:
-        note = "\nIts checkpoints go by other names, which are not read yet." if _renamed(model) else ""
-        raise ValueError(f"{directory}: {problem}{note}") from None
-    by_file: dict[Path, list[str]] = {}
-    for name, key in reads.items():
-        by_file.setdefault(stored[key][0], []).append(name)
+def _fill_from_files_(model: PreTrainedModel, source: str | Path) -> None:
+    """Set parameters and persistent buffers from files, each rank its own slices."""
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for name, (path, key) in plan_weights(model, source).items():
+        by_file.setdefault(path, []).append((name, key))
+    tensors = _loadable(model)
     for path, names in by_file.items():
         with safe_open(path, framework="pt") as file:
-            for name in names:
+            for name, key in names:
                 local = _local(tensors[name])
                 if local.numel():
-                    local.copy_(file.get_slice(reads[name])[_own_slices(tensors[name])])
+                    local.copy_(file.get_slice(key)[_own_slices(tensors[name])])
+
+
+def _loadable(model: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a model: parameters, each once, and persistent buffers."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    known = {id(param) for param in tensors.values()}
+    return tensors | {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in known}
 
 
 def _renamed(model: PreTrainedModel) -> bool:

@@ -1,0 +1,163 @@
+"""Whatever is wrong with a request is told before anything starts: all of it at once, with numbers and the remedy."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ranks import Run
+from request import Config, decide
+from runs import SMALL, train, write_family
+
+from omni_mesh import MeshConfig
+from omni_parallel import RecomputeConfig
+
+PRETRAIN = Path(__file__).parent.parent / "apps" / "pretrain.py"
+
+
+def complaint(config: Config, ranks: int = 1) -> str:
+    with pytest.raises(ValueError) as told:
+        decide(config, ranks)
+    return str(told.value)
+
+
+def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+    message = complaint(
+        replace(
+            SMALL,
+            model="qwen3-8bb",
+            data=str(tmp_path / "none.jsonl"),
+            tokenizer=str(tmp_path / "nowhere"),
+            warmup=99,
+            mesh=MeshConfig(shard=3, sp=2),
+        ),
+        4,
+    )
+    for part in (
+        "this run cannot start:",
+        "no preset (did you mean qwen3-8b?)",
+        "none.jsonl: no such file",
+        "nowhere: no such folder",
+        "warmup=99 steps must be at least 0 and fewer than the run's total=10",
+        "shard=3 x sp=2 makes 6 ranks, but the world has 4",
+        "sp=2: sequence parallelism is not built yet; leave sp at 1",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("mesh", "ranks", "parts"),
+    [
+        (MeshConfig(shard=3), 4, ["shard=3 makes 3 ranks, but the world has 4", "shard=4"]),
+        (MeshConfig(replicate=3), 4, ["3 does not divide the 4 ranks"]),
+        (MeshConfig(tp=2), 2, ["tp=2: tensor parallelism is not built yet"]),
+        (MeshConfig(ep=2), 2, ["ep=2: expert parallelism is not built yet"]),
+        (MeshConfig(pp=2), 2, ["pp=2: pipeline parallelism is not built yet"]),
+        (MeshConfig(cp=2), 2, ["cp=2: context parallelism is not built yet"]),
+        (MeshConfig(shard=0), 2, ["shard=0: an axis is at least 1"]),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(mesh: MeshConfig, ranks: int, parts: list[str]) -> None:
+    message = complaint(replace(SMALL, mesh=mesh), ranks)
+    assert all(part in message for part in parts)
+
+
+def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    directory = Path(write_family("llama", tmp_path))
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 8, "num_key_value_heads": 3}))
+    message = complaint(replace(SMALL, model=str(directory), tokenizer="bytes"))
+    assert "num_attention_heads=8 does not divide by num_key_value_heads=3" in message
+    (directory / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 5, "num_key_value_heads": 5}))
+    message = complaint(replace(SMALL, model=str(directory), tokenizer="bytes"))
+    assert "hidden size (64) is not a multiple of the number of attention heads (5)" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "part"),
+    [
+        ({"batch": 10}, 4, "batch=10 rows do not divide among 4 ranks: use a multiple of 4"),
+        ({"micro": 5}, 1, "micro=5 does not divide the 12 rows of each rank in batch=12"),
+        ({"virtual_shards": 7}, 2, "virtual_shards=7 do not divide among 2 ranks: use 8"),
+        ({"seq_len": 0}, 1, "seq_len=0 must be at least 1"),
+        ({"save_every": 0}, 1, "save_every=0 must be at least 1"),
+        ({"keep": 0}, 1, "keep=0 must be at least 1"),
+        ({"steps": 0}, 1, "steps=0 must be at least 1"),
+        ({"recompute": RecomputeConfig(-2)}, 1, "recompute every=-2"),
+        ({"weights": "nowhere"}, 1, "no directory 'nowhere'"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], ranks: int, part: str) -> None:
+    config = replace(SMALL, mesh=MeshConfig(shard=ranks), **changes)  # pyright: ignore[reportArgumentType]
+    assert part in complaint(config, ranks)
+
+
+def test_a_record_without_the_field_is_refused_by_file_line_and_keys(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"txt": "hello", "id": 3}\n')
+    message = complaint(replace(SMALL, data=str(path)))
+    assert f"{path}:1" in message
+    assert "'text'" in message
+    assert "txt" in message
+
+
+def test_a_wrong_line_is_reported_by_file_line_and_column(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "hello"}\n{"text": "bro ken}\n')
+    with pytest.raises(AssertionError, match=r"d\.jsonl:2:1\d"):
+        run(train, 1, replace(SMALL, data=str(path), out=tmp_path / "run"))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    directory = Path(write_family("llama", tmp_path))
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(fields | {"vocab_size": 200}))
+    message = complaint(replace(SMALL, model=str(directory), tokenizer="bytes"))
+    assert "tokenizer bytes has 257 tokens" in message
+    assert "embeddings for 200" in message
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    from omni_models import build_model, read_config
+
+    build_model(read_config(write_family("llama", tmp_path))).save_pretrained(tmp_path / "hf")
+    message = complaint(replace(SMALL, weights=str(tmp_path / "hf")))
+    assert "these weights are not those of this model" in message
+    assert "missing: model.layers.0.self_attn.q_norm.weight" in message
+
+
+def test_a_checkpoint_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=1)
+    run(train, 1, config)
+    message = complaint(replace(config, model=write_family("llama", tmp_path), tokenizer="bytes"))
+    assert "step-00000001 cannot be continued by" in message
+    assert "another model" in message
+    files = sorted(path.name for path in config.out.rglob("*"))
+    assert "step-00000001" in files
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
+    with pytest.raises(AssertionError, match="token id 999, but the model has embeddings for 272 only"):
+        run(train, 1, replace(SMALL, data=str(path), out=tmp_path / "run"))
+
+
+def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_traceback(tmp_path: Path) -> None:
+    def ask(*flags: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, str(PRETRAIN), "--out", str(tmp_path), *flags], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, told = ask("--stesp", "3")
+    assert code == 2
+    assert "--steps" in told
+    code, told = ask("--sp", "2", "--model", "tinny")
+    assert code == 2
+    assert "sp=2: sequence parallelism is not built yet" in told
+    assert "did you mean tiny?" in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
