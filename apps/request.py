@@ -27,6 +27,7 @@ from omni_parallel import (
     ParallelPlan,
     RecomputeConfig,
     Schedule,
+    check_optim,
     named_tensors,
     plan_parallel,
     warmup_cosine,
@@ -98,7 +99,10 @@ class Decision:
     dtype: torch.dtype
     attention: str
     loss: Literal["chunked", "full"]
+    start: str
+    """Where the weights come from, in words."""
     found: Path | None
+    """The checkpoint to continue."""
 
     def told(self) -> str:
         """The decisions in words, a line each."""
@@ -113,6 +117,7 @@ class Decision:
                 ),
                 ("mesh", " x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank"),
                 ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
+                ("start", self.start),
                 ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
                 ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed"),
             )
@@ -146,11 +151,13 @@ def decide(config: Config, ranks: int) -> Decision:
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
+    attempt(problems, check_optim, config.optim)
     found = latest(config.out)
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
     if found and model:
-        differing = attempt(problems, mismatches, named_tensors(model), stored(found, prefix="state.model")) or []
+        there = attempt(problems, stored, found, prefix="state.model")
+        differing = [] if there is None else mismatches(named_tensors(model), there)
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
     refuse(problems)
     assert spec and micro and schedule and source and tokenizer and model and facts and plan
@@ -167,6 +174,7 @@ def decide(config: Config, ranks: int) -> Decision:
         dtype=dtype,
         attention=choose_attention(model.config, device, dtype) if config.attention == "auto" else config.attention,
         loss=choose_loss(model.config) if config.loss == "auto" else config.loss,
+        start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
     )
 
@@ -185,9 +193,10 @@ def rows_of_microbatch(config: Config, dp: int) -> int:
             ("steps", config.steps),
             ("save_every", config.save_every),
             ("keep", config.keep),
+            ("stop_after", config.stop_after),
             ("virtual_shards", config.virtual_shards),
         )
-        if value < 1
+        if value is not None and value < 1
     ]
     if config.batch % dp:
         problems.append(f"batch={config.batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")

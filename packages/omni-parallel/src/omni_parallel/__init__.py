@@ -4,6 +4,7 @@ from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig
 from omni_parallel.optim import TrainState as TrainState
+from omni_parallel.optim import check_optim as check_optim
 from omni_parallel.optim import init_state as init_state
 from omni_parallel.optim import named_tensors as named_tensors
 from omni_parallel.optim import restore_state as restore_state

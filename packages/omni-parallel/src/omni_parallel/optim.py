@@ -45,6 +45,20 @@ class TrainState:
     optimizer: Optimizer
 
 
+def check_optim(config: OptimConfig) -> None:
+    """Raises `ValueError` if a setting is out of its range, with all of them. Pure."""
+    b1, b2 = config.betas
+    rules = [
+        (config.lr >= 0, f"lr={config.lr}: must be at least 0."),
+        (0 <= b1 < 1 and 0 <= b2 < 1, f"betas={config.betas}: each must be at least 0 and less than 1."),
+        (config.eps > 0, f"eps={config.eps}: must be positive."),
+        (config.weight_decay >= 0, f"weight_decay={config.weight_decay}: must be at least 0."),
+        (config.max_norm > 0, f"max_norm={config.max_norm}: must be positive; inf turns clipping off."),
+    ]
+    if problems := [message for holds, message in rules if not holds]:
+        raise ValueError("these optimizer settings cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
 def group_params(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's parameter groups: matrices decay, vectors do not; parameters of different meshes stay apart. Pure."""
     groups: dict[Any, list[nn.Parameter]] = {}
@@ -65,8 +79,7 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     Raises:
         ValueError: if a setting is out of its range, all at once.
     """
-    if problems := _problems(config):
-        raise ValueError("these optimizer settings cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+    check_optim(config)
     groups = group_params(model.parameters(), config.weight_decay)
     optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     for group in optimizer.param_groups:
@@ -139,15 +152,3 @@ def restore_state(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
         if tensor is not found:
             tensor.copy_(found)
     return replace(state, step=int(tree["step"]))
-
-
-def _problems(config: OptimConfig) -> list[str]:
-    b1, b2 = config.betas
-    rules = [
-        (config.lr >= 0, f"lr={config.lr}: must be at least 0."),
-        (0 <= b1 < 1 and 0 <= b2 < 1, f"betas={config.betas}: each must be at least 0 and less than 1."),
-        (config.eps > 0, f"eps={config.eps}: must be positive."),
-        (config.weight_decay >= 0, f"weight_decay={config.weight_decay}: must be at least 0."),
-        (config.max_norm > 0, f"max_norm={config.max_norm}: must be positive; inf turns clipping off."),
-    ]
-    return [message for holds, message in rules if not holds]
