@@ -1,0 +1,121 @@
+"""What the documents say is so: their examples run, their links lead somewhere, their commands parse.
+
+The Python blocks of one document are one script, as a reader would type them, run in an interpreter of its own. A block
+after `<!-- excerpt FILE -->` is not run: it has to be in that file, where a line `...` stands for what is left out.
+"""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from types import ModuleType
+
+import pytest
+import tyro
+from test_parity import CUTS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("packages/*/*.md")]
+)
+TESTED_ELSEWHERE = {ROOT / "packages/omni-ckpt/README.md"}
+"""Documents whose package runs their examples, and says more of what they do."""
+
+BLOCK = re.compile(r"(?:<!-- excerpt (?P<file>\S+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+COMMAND = re.compile(r"(?:uv run|torchrun)[^`|\n]*?(?P<file>(?:apps|benchmarks)/\w+\.py)(?P<args>[^`|\n]*)")
+
+SCRIPTS = {
+    path: "\n".join(block["code"] for block in BLOCK.finditer(path.read_text()) if not block["file"])
+    for path in DOCUMENTS
+}
+EXCERPTS = [(path, block) for path in DOCUMENTS for block in BLOCK.finditer(path.read_text()) if block["file"]]
+LINKS = [(path, link["target"]) for path in DOCUMENTS for link in LINK.finditer(path.read_text())]
+COMMANDS = [
+    (path, command["file"], command["args"])
+    for path in DOCUMENTS
+    for command in COMMAND.finditer(path.read_text().replace("\\\n", " "))
+]
+
+
+def name(value: object) -> str:
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else str(value).strip()
+
+
+@pytest.mark.parametrize("path", [p for p, script in SCRIPTS.items() if script and p not in TESTED_ELSEWHERE], ids=name)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(SCRIPTS[path])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout, "an example shows something"
+
+
+def test_examples_that_are_tested_elsewhere_are() -> None:
+    for path in TESTED_ELSEWHERE:
+        assert "README.md" in (path.parent / "tests" / "test_readme.py").read_text()
+
+
+@pytest.mark.parametrize(("path", "block"), EXCERPTS, ids=lambda value: name(value) if isinstance(value, Path) else "")
+def test_excerpts_are_in_the_file_that_they_name(path: Path, block: re.Match[str]) -> None:
+    lines = (ROOT / block["file"]).read_text().splitlines()
+    for piece in re.split(r"^\.\.\.\n", block["code"], flags=re.MULTILINE):
+        wanted = dedent(piece).strip("\n")
+        size = len(wanted.splitlines())
+        windows = (dedent("\n".join(lines[start : start + size])) for start in range(len(lines) - size + 1))
+        assert wanted in windows, f"{block['file']} has no such lines:\n{wanted}"
+
+
+def test_the_readme_shows_an_excerpt_of_the_script() -> None:
+    assert [block["file"] for path, block in EXCERPTS if path == ROOT / "README.md"] == ["apps/pretrain.py"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_local_links_lead_somewhere(path: Path) -> None:
+    local = [target.split("#")[0] for source, target in LINKS if source == path and "://" not in target]
+    assert not [target for target in local if not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize(("path", "file", "args"), COMMANDS, ids=name)
+def test_commands_parse(path: Path, file: str, args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(args, comments=True)
+    own, app = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    if file.startswith("benchmarks/"):
+        parse(file, [*own, "--", *app], capsys)
+        parse("apps/pretrain.py", app, capsys)
+    else:
+        parse(file, words, capsys)
+
+
+def parse(file: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Parse `words` as the script would, without running it."""
+    module = load(ROOT / file)
+    try:
+        tyro.cli(module.Config, args=words, description=module.__doc__)
+    except SystemExit as left:
+        assert left.code == 0 and "--help" in words, capsys.readouterr().err
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dataclasses look their module up.
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    return module
+
+
+def test_there_are_documents_and_commands() -> None:
+    assert len(DOCUMENTS) > 10 and len(COMMANDS) > 10 and len(LINKS) > 10
+
+
+def test_the_readme_counts_the_cuts_of_the_parity_table() -> None:
+    assert f"{len(CUTS)} ways" in (ROOT / "README.md").read_text()
