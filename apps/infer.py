@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import tyro
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def main(config: Config) -> None:
     """
     if not Path(config.model).is_dir() and config.model.count("/") != 1:
         raise ValueError(f"there is no directory {config.model}. Merge a run first: uv run apps/merge.py RUN --to DIR")
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model)

@@ -11,33 +11,27 @@ Without weights the model starts at random. A run found in --out is continued.
 # Read it top to bottom: that is the order in which things happen.
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from preflight import start
 from request import Config, decide
-from torch import Tensor
-from transformers import PreTrainedModel
-from watch import append_row, forget_after, peak_memory_gb, progress_line, what_next
+from step import accumulate_grads_, mean_reach, place
+from watch import append_row, forget_after, peak_memory_gb, progress_line, tell_step, what_next
 
 from omni_ckpt import load_dcp, prune, save_dcp, step_dir
 from omni_data import (
-    Batch,
     Cursor,
     cursor_from_json,
     cursor_to_json,
-    document_bounds,
     merge_cursors,
     prefetch,
     stream_batches,
 )
 from omni_mesh import join_world, make_mesh, planned_ranks
-from omni_models import count_targets, fill_weights, flops_per_token, save_config, summed_loss, use_attention
+from omni_models import fill_weights, flops_per_token, save_config, use_attention
 from omni_parallel import (
     clip_grads_,
     gather_objects,
-    global_sum,
     init_state,
     recompute_blocks,
     restore_state,
@@ -62,7 +56,9 @@ def main(config: Config) -> None:
 
         # Resume. The tree on disk has the shape of the tree in memory; the mesh may differ.
         if run.found:
-            tree = load_dcp({"state": state_tree(state), "cursor": cursor_to_json(cursor)}, run.found)
+            tree = load_dcp(
+                {"state": state_tree(state), "cursor": cursor_to_json(cursor), "order": run.order}, run.found
+            )
             state, cursor = restore_state(state, tree["state"]), cursor_from_json(tree["cursor"])
         if chief := world.rank == 0:
             print(run.told(), flush=True)
@@ -80,76 +76,54 @@ def main(config: Config) -> None:
                 seq_len=config.seq_len,
                 tokenize=run.tokenizer.encode,
                 eos_id=run.tokenizer.eos_id,
-                virtual_shards=config.virtual_shards,
+                virtual_shards=run.virtual_shards,
                 shuffle=config.shuffle,
                 seed=config.seed,
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        began = time.perf_counter()
+        first, started = state.step, (began := time.perf_counter())
         while state.step < stop:
             # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
             torch.manual_seed(hash((config.seed, state.step, world.rank)))
-            micro = []
-            for _ in range(config.batch // run.spec.dp // run.micro):
+            micro, reach = [], 0.0
+            for _ in range(run.batch // run.spec.dp // run.micro):
                 batch, cursor = next(batches)
                 micro.append(place(batch, run.facts.vocab_size, world.device))
+                reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
             waited = time.perf_counter() - began
             metrics = accumulate_grads_(model, micro, run.loss)
             metrics["grad_norm"] = clip_grads_(model, config.optim.max_norm)
             lr = run.schedule(state.step)
             state = update(state, run.schedule)
 
+            # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}
-            began, seconds = (now := time.perf_counter()), now - began
-            tokens = config.batch * config.seq_len
-            row = {"step": state.step, **values, "lr": lr, "tokens": state.step * tokens}
-            row |= {"seconds": seconds, "data_seconds": waited, "tokens_per_second": tokens / seconds}
-            row["tokens_per_second_per_rank"] = tokens / seconds / world.size
-            row["tflops_per_rank"] = flops_per_token(run.facts, config.seq_len) * tokens / seconds / world.size / 1e12
-            row["memory_gb"] = peak_memory_gb(world.device)
+            row = tell_step(
+                state.step,
+                values,
+                lr=lr,
+                tokens=run.batch * config.seq_len,
+                seconds=time.perf_counter() - began,
+                waited=waited,
+                ranks=world.size,
+                flops=flops_per_token(run.facts, reach),
+                memory_gb=peak_memory_gb(world.device),
+            )
+            began += row["seconds"]
             if chief:
                 append_row(config.out / "metrics.jsonl", row)
-                print(progress_line(row, config.steps), flush=True)
+                print(progress_line(row, config.steps, (began - started) / (state.step - first)), flush=True)
 
             if state.step % config.save_every == 0 or state.step == stop:
                 everyone = merge_cursors(gather_objects(cursor))
-                tree = {"state": state_tree(state), "cursor": cursor_to_json(everyone)}
+                tree = {"state": state_tree(state), "cursor": cursor_to_json(everyone), "order": run.order}
                 save_dcp(tree, step_dir(config.out, state.step))
                 prune(config.out, config.keep)
                 began = time.perf_counter()
         batches.close()
         if chief:
             print(what_next(config.out, state.step, config.steps), flush=True)
-
-
-def place(batch: Batch, vocab_size: int, device: torch.device) -> dict[str, Any]:
-    """`batch` on `device`, as the arguments of a model and its labels. Raises `ValueError` on a token without a row."""
-    if (largest := int(batch.tokens_BS.max())) >= vocab_size:
-        raise ValueError(f"the data has token id {largest}, but the model has embeddings for {vocab_size} only.")
-    cu_seqlens, longest = document_bounds(batch.segments_BS)
-    arrays = {
-        "input_ids": batch.tokens_BS,
-        "position_ids": batch.positions_BS,
-        "labels_BS": batch.labels_BS,
-        "cu_seqlens": cu_seqlens,
-    }
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return {**tensors, "max_seqlen": longest}
-
-
-def accumulate_grads_(model: PreTrainedModel, micro: Sequence[dict[str, Any]], loss: Any) -> dict[str, Tensor]:
-    """Add to `model` the gradient of the mean loss (nats) over every target of every rank and microbatch."""
-    targets = global_sum(torch.stack([count_targets(inputs["labels_BS"]) for inputs in micro]).sum())
-    total = torch.zeros((), device=targets.device)
-    for inputs in micro:
-        labels_BS = inputs.pop("labels_BS")
-        part = summed_loss(model, inputs, labels_BS, impl=loss) / targets
-        part.backward()
-        total += part.detach()
-    return {"loss": global_sum(total), "targets": targets}
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What a training run asks for, and what will happen: every decision, made before any process or weight is touched."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from preflight import attempt, refuse
 from transformers import PreTrainedModel
 
-from omni_ckpt import latest, mismatches, stored
+from omni_ckpt import latest, mismatches, read_plain, stored
 from omni_data import Source, TextTokenizer, open_source, read_tokenizer
 from omni_mesh import MeshConfig, MeshSpec, resolve_mesh
 from omni_models import (
@@ -56,16 +58,18 @@ class Config:
     """Save and leave after this step, as if the run were interrupted; start it again to go on."""
     warmup: int | None = None
     """Steps over which the learning rate rises; then it falls as a cosine to a tenth. Left out: a tenth of them."""
-    batch: int = 12
-    """Rows of a step, over all ranks. The same batch gives the same numbers on any number of ranks."""
+    batch: int | None = None
+    """Rows of a step, over all ranks; the same batch gives the same numbers on any number of them. Left out: that of
+    the checkpoint, or 12, or as many more as the ranks need to share them evenly."""
     micro: int | None = None
     """Rows of one forward and backward pass on one rank. Left out: all its rows of the step at once."""
     seq_len: int = 256
     """Tokens of a row. Documents are packed end to end and never see each other."""
     shuffle: bool = True
     """Read the documents of each epoch in another order."""
-    virtual_shards: int = 240
-    """Streams that the documents are dealt to. The number of ranks that read data must always divide it."""
+    virtual_shards: int | None = None
+    """Streams that the documents are dealt to; the number of ranks that read data must always divide it. Left out:
+    that of the checkpoint, or 240, or the next number that these ranks divide as well."""
     seed: int = 0
     """Of random weights, the order of documents, and dropout."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -94,7 +98,11 @@ class Decision:
     schedule: Schedule
     source: Source
     tokenizer: TextTokenizer
+    batch: int
     micro: int
+    virtual_shards: int
+    order: dict[str, int | bool | None]
+    """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
     device: str
     dtype: torch.dtype
     attention: str
@@ -117,6 +125,7 @@ class Decision:
                 ),
                 ("mesh", " x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank"),
                 ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
+                ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
                 ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
                 ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed"),
@@ -135,23 +144,24 @@ def decide(config: Config, ranks: int) -> Decision:
     auto = torch.bfloat16 if device == "cuda" else torch.float32
     dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks)
-    micro = attempt(problems, rows_of_microbatch, config, spec.dp) if spec else None
     warmup = config.steps // 10 if config.warmup is None else config.warmup
     peak = config.optim.lr
     schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
+    attempt(problems, check_optim, config.optim)
+    attempt(problems, check_counts, config)
     source = attempt(problems, open_source, config.data, field=config.field)
-    own = "bytes" if config.model in PRESETS else config.model
-    tokenizer = attempt(problems, read_tokenizer, config.tokenizer or own)
     model_config = attempt(problems, read_config, config.model)
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = describe(model) if model else None
     plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute) if facts and spec else None
+    own = "bytes" if config.model in PRESETS else config.model if model else None
+    name = config.tokenizer or own
+    tokenizer = attempt(problems, read_tokenizer, name) if name else None
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
         problems.append(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
-    attempt(problems, check_optim, config.optim)
     found = latest(config.out)
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
@@ -159,8 +169,23 @@ def decide(config: Config, ranks: int) -> Decision:
         there = attempt(problems, stored, found, prefix="state.model")
         differing = [] if there is None else mismatches(named_tensors(model), there)
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
+    kept: dict[str, Any] = (attempt(problems, read_plain, found) or {}).get("order", {}) if found else {}
+    asked = {
+        "documents": len(source) if source else None,
+        "tokens": tokenizer.vocab_size if tokenizer else None,
+        "shuffle": config.shuffle,
+        "seed": config.seed,
+    }
+    problems += [
+        f"{found} stands at a place among data of {fact}={kept[fact]}, which means nothing at {fact}={value}: "
+        "give it the same data, tokenizer and seed, or choose another --out."
+        for fact, value in asked.items()
+        if value is not None and kept.get(fact, value) != value
+    ]
+    rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
     refuse(problems)
-    assert spec and micro and schedule and source and tokenizer and model and facts and plan
+    assert spec and rows and schedule and source and tokenizer and model and facts and plan
+    batch, micro, virtual_shards = rows
     return Decision(
         spec=spec,
         model=model,
@@ -169,7 +194,10 @@ def decide(config: Config, ranks: int) -> Decision:
         schedule=schedule,
         source=source,
         tokenizer=tokenizer,
+        batch=batch,
         micro=micro,
+        virtual_shards=virtual_shards,
+        order={**asked, "batch": batch, "virtual_shards": virtual_shards},
         device=device,
         dtype=dtype,
         attention=choose_attention(model.config, device, dtype) if config.attention == "auto" else config.attention,
@@ -179,34 +207,40 @@ def decide(config: Config, ranks: int) -> Decision:
     )
 
 
-def rows_of_microbatch(config: Config, dp: int) -> int:
-    """Rows that one of `dp` ranks takes through the model at once. Pure.
+def check_counts(config: Config) -> None:
+    """Raises `ValueError` if something that is counted is below 1, with all of it. Pure."""
+    counts = {name: getattr(config, name) for name in ("seq_len", "steps", "stop_after", "save_every", "keep")}
+    if problems := [f"{name}={n} must be at least 1." for name, n in counts.items() if n is not None and n < 1]:
+        raise ValueError("\n".join(problems))
+
+
+def cut_rows(config: Config, kept: Mapping[str, int], dp: int) -> tuple[int, int, int]:
+    """Rows of a step, rows of a microbatch of one of `dp` ranks, and virtual shards. Pure.
+
+    Args:
+        config: what was asked for.
+        kept: what the checkpoint to continue has of these, if there is one.
+        dp: ranks that read different rows.
 
     Raises:
-        ValueError: if the rows of a step do not divide among ranks and microbatches, with everything that is wrong.
+        ValueError: if they do not divide, with everything that is wrong.
     """
+    batch = kept.get("batch", -(-12 // dp) * dp) if config.batch is None else config.batch
+    shards = kept.get("virtual_shards", lcm(240, dp)) if config.virtual_shards is None else config.virtual_shards
+    micro = batch // dp if config.micro is None else config.micro
     problems = [
         f"{name}={value} must be at least 1."
-        for name, value in (
-            ("batch", config.batch),
-            ("seq_len", config.seq_len),
-            ("steps", config.steps),
-            ("save_every", config.save_every),
-            ("keep", config.keep),
-            ("stop_after", config.stop_after),
-            ("virtual_shards", config.virtual_shards),
-        )
-        if value is not None and value < 1
+        for name, value in (("batch", batch), ("micro", micro), ("virtual_shards", shards))
+        if value < 1
     ]
-    if config.batch % dp:
-        problems.append(f"batch={config.batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")
-    elif config.micro is not None and (config.micro < 1 or (config.batch // dp) % config.micro):
-        problems.append(
-            f"micro={config.micro} does not divide the {config.batch // dp} rows of each rank in batch={config.batch}."
-        )
-    if config.virtual_shards >= 1 and config.virtual_shards % dp:
-        up = -(-config.virtual_shards // dp) * dp
-        problems.append(f"virtual_shards={config.virtual_shards} do not divide among {dp} ranks: use {up}.")
+    if batch % dp:
+        problems.append(f"batch={batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")
+    elif micro > 0 and (batch // dp) % micro:
+        problems.append(f"micro={micro} does not divide the {batch // dp} rows of each rank in batch={batch}.")
+    if shards % dp:
+        problems.append(f"virtual_shards={shards} do not divide among {dp} ranks: use {-(-shards // dp) * dp}.")
+    if shards != kept.get("virtual_shards", shards):
+        problems.append(f"virtual_shards={shards}, but the checkpoint has {kept['virtual_shards']}: leave it out.")
     if problems:
         raise ValueError("\n".join(problems))
-    return config.micro or config.batch // dp
+    return batch, micro, shards

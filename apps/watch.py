@@ -11,18 +11,59 @@ import torch
 Row = Mapping[str, float]
 
 
-def progress_line(row: Row, steps: int) -> str:
+def tell_step(
+    step: int,
+    values: Mapping[str, float],
+    *,
+    lr: float,
+    tokens: int,
+    seconds: float,
+    waited: float,
+    ranks: int,
+    flops: float,
+    memory_gb: float,
+) -> dict[str, float]:
+    """Everything that is known of a step, by name.
+
+    Args:
+        step: counted from one.
+        values: `loss` (nats a target), `targets`, `grad_norm`.
+        lr: learning rate of the step.
+        tokens: of all ranks together.
+        seconds: of the whole step, data wait included.
+        waited: seconds of it until its data was on the device.
+        ranks: of the world.
+        flops: floating-point operations of a token.
+        memory_gb: peak of this rank, 10^9 bytes.
+    """
+    speed = tokens / seconds
+    return {
+        "step": step,
+        **values,
+        "lr": lr,
+        "tokens": step * tokens,
+        "seconds": seconds,
+        "data_seconds": waited,
+        "tokens_per_second": speed,
+        "tokens_per_second_per_rank": speed / ranks,
+        "tflops_per_rank": flops * speed / ranks / 1e12,
+        "memory_gb": memory_gb,
+    }
+
+
+def progress_line(row: Row, steps: int, pace: float) -> str:
     """One step in words, aligned so that a column can be followed down the screen. Pure.
 
     Args:
-        row: `step`, `loss` (nats a target), `grad_norm`, `lr`, `tokens_per_second`, `memory_gb`, `seconds`.
-        steps: of the whole run; the time left is told from the last step's.
+        row: of `tell_step`.
+        steps: of the whole run.
+        pace: seconds a step has taken on average, from which the time left is told.
     """
     step = int(row["step"])
     return (
         f"step {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  norm {row['grad_norm']:7.3f}  "
         f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  "
-        f"eta {clock((steps - step) * row['seconds'])}"
+        f"eta {clock((steps - step) * pace)}"
     )
 
 

@@ -1,8 +1,10 @@
 """The pool of ranks, shared by every test of a session."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import torch
 from ranks import Run, rank_pool
 
 
@@ -10,4 +12,10 @@ from ranks import Run, rank_pool
 def run() -> Iterator[Run]:
     """`run(function, ranks, *args)`: what each of so many ranks returned."""
     with rank_pool() as run_on_ranks:
-        yield run_on_ranks
+
+        def run_where_there_is_room(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
+            if torch.cuda.is_available() and ranks > torch.cuda.device_count():
+                pytest.skip(f"needs {ranks} GPUs")
+            return run_on_ranks(function, ranks, *args)
+
+        yield run_where_there_is_room

@@ -84,11 +84,11 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
         Cursor(),
         shard=0,
         num_shards=1,
-        rows=config.batch,
+        rows=run.batch,
         seq_len=config.seq_len,
         tokenize=run.tokenizer.encode,
         eos_id=run.tokenizer.eos_id,
-        virtual_shards=config.virtual_shards,
+        virtual_shards=run.virtual_shards,
         seed=config.seed,
     )
     rows = []

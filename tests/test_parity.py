@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from ranks import Run
 from request import Config
 from runs import FAMILIES, SMALL, train, train_plainly, write_family
@@ -52,8 +51,6 @@ def test_every_cut_equals_plain_transformers_on_one_rank(
     family: str, cut: str, run: Run, plain: dict[str, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     ranks, changes = CUTS[cut]
-    if ranks > max(torch.cuda.device_count(), 4 * (not torch.cuda.is_available())):
-        pytest.skip(f"needs {ranks} GPUs")
     config: Config = replace(SMALL, model=write_family(family, tmp_path), out=tmp_path / "out", tokenizer="bytes")
     if family not in plain:
         plain[family] = run(train_plainly, 1, config)[0]

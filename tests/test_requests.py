@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ranks import Run
-from request import Config, decide
+from request import Config, cut_rows, decide
 from runs import SMALL, train, write_family
 
 from omni_mesh import MeshConfig
@@ -161,3 +161,11 @@ def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_tr
     assert "did you mean tiny?" in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8, 16, 64, 1000])
+def test_any_number_of_ranks_can_share_a_step_that_nobody_sized(ranks: int) -> None:
+    batch, micro, virtual_shards = cut_rows(Config(), {}, ranks)
+    assert batch % ranks == virtual_shards % ranks == 0
+    assert 12 <= batch < 12 + ranks
+    assert micro * ranks == batch

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from ranks import Run
+from request import decide
 from runs import SMALL, train
 
 from omni_mesh import MeshConfig
@@ -56,6 +57,18 @@ def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_pa
     for mine, theirs in zip(ours, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_a_checkpoint_keeps_its_batch_and_refuses_other_data(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", batch=6, steps=4, stop_after=2, mesh=MeshConfig(shard=2))
+    run(train, 2, config)
+    left_out = replace(config, batch=None, mesh=MeshConfig(shard=1))
+    assert decide(left_out, 1).batch == 6
+    (tmp_path / "other.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError) as told:
+        decide(replace(left_out, data=str(tmp_path / "other.txt"), seed=3, virtual_shards=480), 1)
+    for part in ("means nothing at documents=2", "means nothing at seed=3", "the checkpoint has 240: leave it out"):
+        assert part in str(told.value)
 
 
 def test_a_finished_run_started_again_changes_nothing(run: Run, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def describe(model: PreTrainedModel) -> ModelFacts:
     )
 
 
-def flops_per_token(facts: ModelFacts, seq_len: int, *, causal: bool = True) -> float:
-    """Floating-point operations of a forward and a backward pass, per token of a row of `seq_len` tokens.
+def flops_per_token(facts: ModelFacts, seq_len: float, *, causal: bool = True) -> float:
+    """Floating-point operations of a forward and a backward pass, per token of a document of `seq_len` tokens.
 
     Six per active parameter, and for attention 12 x layers x heads x head_dim x seq_len, half of it if causal (PaLM,
     Chowdhery et al., 2022, arXiv:2204.02311, appendix B). Recomputation is not counted.
