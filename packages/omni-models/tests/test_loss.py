@@ -134,3 +134,15 @@ def test_chunks_fit_and_cover(tokens: int, vocab: int) -> None:
     chunk = chunk_tokens(tokens, vocab, 1 << 28)
     assert chunk == 1 or 4 * chunk * vocab <= 1 << 28
     assert 1 <= chunk <= tokens
+
+
+def test_half_precision_keeps_the_gradient_of_a_sure_token() -> None:
+    weight = torch.zeros(40, 8, dtype=torch.bfloat16)
+    weight[3, 0] = 1.0
+    hidden = torch.zeros(1, 8, dtype=torch.bfloat16)
+    hidden[0, 0] = 10.0  # A probability of 1 - 0.0018, which bf16 would round to 1.
+    ours, exact = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
+    chunked_cross_entropy(ours, weight, None, torch.tensor([3]), 1).backward()
+    nn.functional.cross_entropy(nn.functional.linear(exact, weight.float()), torch.tensor([3])).backward()
+    assert exact.grad[0, 0] < -1e-3
+    assert ours.grad[0, 0].item() == pytest.approx(exact.grad[0, 0].item(), rel=0.01)

@@ -143,21 +143,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_TH), chunk):
             part = slice(start, start + chunk)
             hidden, labels = hidden_TH[part], labels_T[part]
-            target = labels != IGNORE
+            target = (labels != IGNORE)[:, None]
             index = labels.clamp(min=0)[:, None]
             logp = F.linear(hidden, weight_VH, bias_V).log_softmax(dim=-1, dtype=torch.float32)
-            total -= (logp.gather(1, index)[:, 0] * target).sum()
+            logp_label = logp.gather(1, index)
+            total -= (logp_label * target).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
-            # d loss / d logits = softmax - one_hot, for targets only.
-            d_logits = logp.exp_().scatter_add_(1, index, torch.full_like(index, -1.0, dtype=torch.float32))
-            d_logits = d_logits.mul_(target[:, None]).to(hidden.dtype)
+            # d loss / d logits is softmax - one_hot: written once, in the dtype of the products that read it. The
+            # label's own entry is subtracted in fp32 first, since a sure model's would round to zero.
+            d_logits = torch.exp(logp, out=torch.empty_like(logp, dtype=hidden.dtype))
+            d_logits.scatter_(1, index, logp_label.expm1().to(hidden.dtype))
+            # What is no target is left out where it is cheap: of the hidden side, not of the vocabulary.
             if d_hidden_TH is not None:
-                torch.mm(d_logits, weight_VH, out=d_hidden_TH[part])
+                torch.mm(d_logits, weight_VH, out=d_hidden_TH[part]).mul_(target)
             if d_weight_VH is not None:
-                d_weight_VH += d_logits.T @ hidden
+                d_weight_VH += d_logits.T @ (hidden * target)
             if d_bias_V is not None:
-                d_bias_V += d_logits.sum(0, dtype=torch.float32)
+                d_bias_V += d_logits.T.float() @ target[:, 0].float()
         # Each gradient takes its input's dtype here, once; backward only scales it.
         grads = ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH), (d_bias_V, bias_V))
         ctx.save_for_backward(*(None if grad is None or like is None else grad.to(like.dtype) for grad, like in grads))
