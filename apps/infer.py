@@ -35,14 +35,28 @@ def main(config: Config) -> None:
     """Print the prompt and its continuation. Effect: reads weights.
 
     Raises:
-        ValueError: if there is no such model.
+        ValueError: if there is no such model, or nothing to continue.
     """
     if not Path(config.model).is_dir() and config.model.count("/") != 1:
         raise ValueError(f"there is no directory {config.model}. Merge a run first: uv run apps/merge.py RUN --to DIR")
+    problems = [
+        f"{name}={value} must be at least {least}."
+        for name, value, least in (("tokens", config.tokens, 1), ("temperature", config.temperature, 0))
+        if value < least
+    ]
+    if not config.prompt:
+        problems.append("an empty prompt leaves nothing to continue; give at least a letter.")
+    if (Path(config.model) / "model" / "config.json").is_file():
+        problems.append(
+            f"{config.model} is a run, not a model. Merge it first: "
+            f"uv run apps/merge.py {config.model} --to {config.model}/merged"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model, trust_remote_code=False)
     model = model.to(device).eval()
     torch.manual_seed(config.seed)
     draw = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}

@@ -47,6 +47,7 @@ def main(config: Config) -> None:
         raise ValueError(
             f"{config.run} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}."
         )
+    check_free(config.to)
     if describe(build_model(read_config(str(assets)), device="meta")).experts:
         raise ValueError("merging a mixture of experts is not built yet: the hub names its experts one by one.")
     merge_to_hf(source, config.to, dtype=getattr(torch, config.dtype) if config.dtype else None)
@@ -56,6 +57,16 @@ def main(config: Config) -> None:
         path = config.to / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
     print(f'{source} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "')
+
+
+def check_free(to: Path) -> None:
+    """Raises `ValueError` if `to` is taken, or cannot be made. Effect: makes its parent."""
+    if to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise ValueError(f"{to} is taken, and a model is never overwritten. Delete it or choose another --to.")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(f"--to {to} cannot be made: {problem.strerror}.") from problem
 
 
 if __name__ == "__main__":

@@ -38,20 +38,17 @@ def refuse(problems: list[str]) -> None:
         raise ValueError("this run cannot start:\n" + "\n".join(told))
 
 
-def start(
-    main: Callable[[C], None], decide: Callable[[C, int], object], config_type: type[C], manual: str | None
-) -> None:
+def start(main: Callable[[C], None], decide: Callable[[C], object], config_type: type[C], manual: str | None) -> None:
     """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
 
     Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any.
     """
     config = tyro.cli(config_type, description=manual)
     try:
-        ranks = planned_ranks(config.mesh)
-        decide(config, ranks)
+        decide(config)
     except ValueError as problem:
         sys.exit(_exit_with(str(problem)))
-    launch(main, config, ranks=ranks)
+    launch(main, config, ranks=planned_ranks(config.mesh))
 
 
 def _exit_with(message: str) -> int:

@@ -13,10 +13,11 @@ Without weights the model starts at random. A run found in --out is continued.
 import time
 
 import torch
+from decide import decide
 from preflight import start
-from request import Config, decide
+from request import Config
 from step import accumulate_grads_, mean_reach, place
-from watch import append_row, forget_after, peak_memory_gb, progress_line, tell_step, what_next
+from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
 
 from omni_ckpt import load_dcp, prune, save_dcp, step_dir
 from omni_data import (
@@ -27,7 +28,7 @@ from omni_data import (
     prefetch,
     stream_batches,
 )
-from omni_mesh import join_world, make_mesh, planned_ranks
+from omni_mesh import join_world, make_mesh
 from omni_models import fill_weights, flops_per_token, save_config, use_attention
 from omni_parallel import (
     clip_grads_,
@@ -44,7 +45,7 @@ from omni_parallel import (
 def main(config: Config) -> None:
     """Train as `config` says. Effect: joins the world, writes checkpoints and metrics below `config.out`."""
     # Decide. What will happen is known, and printed, before anything does.
-    run = decide(config, planned_ranks(config.mesh))
+    run = decide(config)
     with join_world(device=run.device) as world:
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
@@ -99,11 +100,13 @@ def main(config: Config) -> None:
 
             # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}
+            check_finite(state.step, values)
             row = tell_step(
                 state.step,
                 values,
                 lr=lr,
                 tokens=run.batch * config.seq_len,
+                tokens_so_far=cursor.rows * config.seq_len,
                 seconds=time.perf_counter() - began,
                 waited=waited,
                 ranks=world.size,

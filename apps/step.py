@@ -43,10 +43,11 @@ def accumulate_grads_(
 ) -> dict[str, Tensor]:
     """Add to `model` the gradient of the mean loss (nats) over every target of every rank and microbatch."""
     targets = global_sum(torch.stack([count_targets(inputs["labels_BS"]) for inputs in micro]).sum())
+    shares = targets.clamp(min=1)  # A step without a target has a loss of zero, not of nothing.
     total = torch.zeros((), device=targets.device)
     for inputs in micro:
         labels_BS = inputs.pop("labels_BS")
-        part = summed_loss(model, inputs, labels_BS, impl=loss) / targets
+        part = summed_loss(model, inputs, labels_BS, impl=loss) / shares
         part.backward()
         total += part.detach()
     return {"loss": global_sum(total), "targets": targets}

@@ -1,6 +1,7 @@
 """What a run says of itself: a line a step for people, and a JSON object a step for programs."""
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ def tell_step(
     *,
     lr: float,
     tokens: int,
+    tokens_so_far: int,
     seconds: float,
     waited: float,
     ranks: int,
@@ -29,7 +31,8 @@ def tell_step(
         step: counted from one.
         values: `loss` (nats a target), `targets`, `grad_norm`.
         lr: learning rate of the step.
-        tokens: of all ranks together.
+        tokens: of this step, of all ranks together.
+        tokens_so_far: of all steps.
         seconds: of the whole step, data wait included.
         waited: seconds of it until its data was on the device.
         ranks: of the world.
@@ -41,7 +44,7 @@ def tell_step(
         "step": step,
         **values,
         "lr": lr,
-        "tokens": step * tokens,
+        "tokens": tokens_so_far,
         "seconds": seconds,
         "data_seconds": waited,
         "tokens_per_second": speed,
@@ -86,29 +89,50 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte / 1e9
 
 
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raises `FloatingPointError` if a number of `step` is not finite: such a model must not be saved. Pure."""
+    if lost := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"at step {step} {' and '.join(lost)}. Nothing of it is saved: the last checkpoint stands. "
+            "Continue from it with a lower --optim.lr, or look at the data of this step."
+        )
+
+
 def forget_after(path: Path, step: int) -> None:
-    """Drop the rows of `path` after `step`, which a resumed run is about to write again. Effect: rewrites the file."""
+    """Drop the rows of `path` after `step`, which a resumed run is about to write again, and what a kill cut short.
+
+    Effect: replaces the file in one rename.
+    """
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        kept = path.with_suffix(".tmp")
+        kept.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if _is_until(line, step)))
+        kept.rename(path)
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add `row` to the JSON lines of `path`. Effect: writes, and is on disk when it returns."""
+    """Add `row` to the JSON lines of `path`. Effect: writes; a kill of this process loses nothing of it."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def what_next(out: Path, step: int, steps: int) -> str:
     """What to type after a run that stands at `step` of `steps`. Pure."""
-    go_on = "the same command again" if step < steps else f"the same command with --steps {2 * steps}"
+    longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
+    merged = f"{out}/merged-{step}"
     return "\n".join(
         (
             "",
-            f"{out} stands at step {step}. What next:",
-            f"  go on      {go_on}",
-            f"  merge      uv run apps/merge.py {out} --to {out}/merged",
-            f'  generate   uv run apps/infer.py {out}/merged --prompt "The "',
+            f"{out} stands at step {step}{'' if step <= steps else f', past --steps {steps}'}. What next:",
+            f"  go on      {'the same command again' if step < steps else longer}",
+            f"  merge      uv run apps/merge.py {out} --to {merged}",
+            f'  generate   uv run apps/infer.py {merged} --prompt "The "',
             "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
         )
     )
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:
+        return False

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pretrain
 import torch
-from request import Config, decide
+from decide import decide
+from request import Config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 

@@ -9,8 +9,8 @@ import infer
 import merge
 import pytest
 import torch
+from decide import decide
 from ranks import Run
-from request import decide
 from runs import SMALL, token_losses, train, write_family
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from decide import cut_rows, decide
 from ranks import Run
-from request import Config, cut_rows, decide
+from request import Config
 from runs import SMALL, train, write_family
 
 from omni_mesh import MeshConfig

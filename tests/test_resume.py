@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from decide import decide
 from ranks import Run
-from request import decide
 from runs import SMALL, train
 
 from omni_mesh import MeshConfig

@@ -6,7 +6,7 @@ from shapes import FAMILIES, make_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from omni_models import build_model, choose_attention, map_attention, use_attention
+from omni_models import attention_problems, build_model, choose_attention, map_attention, use_attention
 from omni_models.attention import ATTENTIONS
 
 LENGTHS = [[9, 1, 13, 1], [2, 20, 2]]
@@ -175,5 +175,20 @@ def test_an_unknown_backend_and_a_missing_one_are_refused() -> None:
     ],
 )
 def test_the_fastest_exact_backend_is_chosen(family: str, device: str, dtype: torch.dtype, chosen: str) -> None:
-    assert choose_attention(make_config(family), device, dtype) == chosen
+    model = build_model(make_config(family), device="meta")
+    assert choose_attention(model, device, dtype) == chosen
     assert chosen in ATTENTIONS
+    assert not attention_problems(model, chosen, device, dtype)
+
+
+def test_dropout_of_weights_is_not_for_varlen() -> None:
+    model = build_model(make_config("llama", attention_dropout=0.1), device="meta")
+    assert choose_attention(model, "cuda", torch.bfloat16) == "sdpa"
+    assert "has no dropout" in attention_problems(model, "varlen", "cuda", torch.bfloat16)[0]
+
+
+def test_what_a_layer_hands_over_and_nobody_reads_is_refused() -> None:
+    model = use_attention(build_model(make_config("llama")), "eager")
+    ids_BS = make_rows()[0]
+    with pytest.raises(ValueError, match="LlamaAttention hands position_bias to its attention"):
+        model(input_ids=ids_BS, position_bias=torch.zeros(1), use_cache=False)

@@ -45,7 +45,12 @@ def test_the_loss_and_its_gradients_are_those_of_plain_transformers(family: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_logits_are_chosen_where_the_model_changes_them(family: str) -> None:
-    assert choose_loss(make_config(family)) == ("full" if family in CHANGES_LOGITS else "chunked")
+    model = build_model(make_config(family), device="meta")
+    assert choose_loss(model) == ("full" if family in CHANGES_LOGITS else "chunked")
+
+
+def test_a_scale_of_one_is_a_scale() -> None:
+    assert choose_loss(build_model(make_config("granite", logits_scaling=1.0), device="meta")) == "full"
 
 
 @pytest.mark.parametrize("family", sorted(CHANGES_LOGITS))

@@ -2,6 +2,7 @@
 
 from omni_data.cursor import Cursor, cursor_from_json, cursor_to_json, merge_cursors
 from omni_data.document import Document, Documents, Source
+from omni_data.fingerprint import fingerprint
 from omni_data.fit import fit_rows
 from omni_data.order import permute
 from omni_data.pack import IGNORE, Batch, document_bounds, pack_batch, shard_sequence, unpack_batch
@@ -26,6 +27,7 @@ __all__ = [
     "cursor_from_json",
     "cursor_to_json",
     "document_bounds",
+    "fingerprint",
     "fit_rows",
     "merge_cursors",
     "open_source",

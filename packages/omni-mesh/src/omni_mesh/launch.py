@@ -82,8 +82,14 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None) ->
         ranks = max(1, torch.cuda.device_count())
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: at least one process does the work. Leave ranks out for one per GPU.")
-    if ranks == 1 or world_size() is not None:
+    if world_size() is not None:
         main(config)
+        return
+    if ranks == 1:
+        try:
+            main(config)
+        except KeyboardInterrupt:
+            _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
     with TemporaryDirectory(prefix="omni-launch-") as reports:

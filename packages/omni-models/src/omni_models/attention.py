@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import PreTrainedModel
 
 AttentionFn = Callable[..., tuple[Tensor, Tensor | None]]
 """(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts) -> (out_BSND, weights or None)."""
@@ -48,7 +48,7 @@ def eager(
         q_BNSD: queries, after position encoding.
         k_BKSD: keys; each serves N/K query heads.
         v_BKSD: values; their D may differ from that of the queries.
-        mask: ignored (documents are told by `facts`).
+        mask: must be None: documents are told by `facts`.
         scaling: of the scores; None for D ** -0.5.
         dropout: probability of dropping a weight.
         sliding_window: a query sees itself and the `sliding_window - 1` keys before it.
@@ -56,7 +56,11 @@ def eager(
         s_aux: (N,) logits of the attention sinks, which take weight and give nothing.
         is_causal: a query sees no later key.
         facts: `cu_seqlens`, `max_seqlen` or `position_ids`.
+
+    Raises:
+        ValueError: for a mask, and for facts that it does not know and would otherwise drop in silence.
     """
+    _refuse_unknown(module, mask, facts)
     _, N, S, D = q_BNSD.shape
     k_BNSD, v_BNSD = (_repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
     scores = q_BNSD @ k_BNSD.transpose(-1, -2) * (D**-0.5 if scaling is None else scaling)
@@ -96,6 +100,7 @@ def sdpa(
     Raises:
         ValueError: for softcap and sinks, which torch's kernels lack.
     """
+    _refuse_unknown(module, mask, facts)
     _refuse("sdpa", softcap=softcap, s_aux=s_aux)
     N, S = q_BNSD.shape[1:3]
     causal = _causal(module, is_causal)
@@ -143,6 +148,7 @@ def varlen(
     Raises:
         ValueError: for softcap, sinks and dropout, which the kernel lacks, and for another device or dtype.
     """
+    _refuse_unknown(module, mask, facts)
     _refuse("varlen", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
     if not q_BNSD.is_cuda or q_BNSD.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(
@@ -168,20 +174,49 @@ ATTENTIONS: Mapping[str, AttentionFn] = MappingProxyType({"eager": eager, "sdpa"
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
-def choose_attention(config: PreTrainedConfig, device_type: str, dtype: torch.dtype) -> str:
+_KNOWN = frozenset(
+    {
+        *("cu_seqlens", "max_seqlen", "position_ids", "layer_idx", "cache_position", "use_cache", "past_key_values"),
+        *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+    }
+)
+"""What may come along without changing what attention computes."""
+
+
+def choose_attention(model: PreTrainedModel, device_type: str, dtype: torch.dtype) -> str:
     """The fastest backend that computes this model's attention exactly on this device in this dtype. Pure."""
-    text = config.get_text_config()
-    softcap = getattr(text, "attn_logit_softcapping", None)
-    if softcap is not None or config.model_type in _WITH_SINKS:
-        return "eager"
-    heads = getattr(text, "num_attention_heads", 1)
-    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
-    fits = dtype in (torch.bfloat16, torch.float16) and head_dim <= 256 and head_dim % 8 == 0
-    return "varlen" if device_type == "cuda" and fits and not getattr(text, "attention_dropout", 0.0) else "sdpa"
+    return next(
+        (name for name in ("varlen", "sdpa") if not attention_problems(model, name, device_type, dtype)), "eager"
+    )
 
 
-_WITH_SINKS = frozenset({"gpt_oss"})
-"""Model types whose layers pass sinks; no field of their configuration says so."""
+def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dtype: torch.dtype) -> list[str]:
+    """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot. Pure."""
+    text = model.config.get_text_config()
+    lacks = [
+        what
+        for what, asked in (
+            ("softcap", getattr(text, "attn_logit_softcapping", None) is not None),
+            ("sinks", any("sink" in name for name, _ in model.named_parameters())),
+            ("dropout", attend == "varlen" and any(getattr(text, name, None) for name in _DROPOUTS)),
+        )
+        if asked and attend != "eager"
+    ]
+    problems = [
+        f"{attend} attention has no {what}, which {model.config.model_type} asks for: use eager." for what in lacks
+    ]
+    if attend == "varlen":
+        heads = getattr(text, "num_attention_heads", 1)
+        head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
+        if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+            problems.append(f"varlen attention needs bf16 or fp16 on CUDA, not {dtype} on {device_type}: use sdpa.")
+        if head_dim > 256 or head_dim % 8:
+            problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
+    return problems
+
+
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+"""What configurations call the probability of dropping a weight of attention."""
 
 
 def _documents(q_BNSD: Tensor, k_BKSD: Tensor, facts: Mapping[str, Any]) -> tuple[Tensor, int]:
@@ -229,6 +264,17 @@ def _causal(module: nn.Module, is_causal: bool | None) -> bool:
 def _repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
     repeats = num_heads // x_BKSD.shape[1]
     return x_BKSD if repeats == 1 else x_BKSD.repeat_interleave(repeats, dim=1)
+
+
+def _refuse_unknown(module: nn.Module, mask: Tensor | None, facts: Mapping[str, Any]) -> None:
+    unknown = sorted(name for name, value in facts.items() if value is not None and name not in _KNOWN)
+    if mask is not None:
+        unknown.append("attention_mask")
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} hands {', '.join(unknown)} to its attention, which no backend here reads: "
+            "this kind of attention is not built yet."
+        )
 
 
 def _refuse(backend: str, **unsupported: object) -> None:

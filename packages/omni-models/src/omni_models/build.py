@@ -61,8 +61,13 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
         raise ValueError(f"model type {config.model_type} is no causal language model, the only kind built so far.")
     if getattr(config, "quantization_config", None):
         raise ValueError(f"this {config.model_type} is quantised; training starts from weights that are not.")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+    except (KeyError, AttributeError, TypeError) as problem:
+        raise ValueError(
+            f"transformers cannot build a {config.model_type} of this configuration: {problem!r}."
+        ) from problem
     # A cache is for generation; in training it makes transformers forget where packed documents end.
     model.config.use_cache = False
     model.train()
@@ -120,7 +125,7 @@ def _find_config(source: str) -> PreTrainedConfig:
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} has no config.json, so it is not the directory of a Hugging Face model.")
         try:
-            return AutoConfig.from_pretrained(path, local_files_only=True)
+            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, StrictDataclassError) as problem:
             raise ValueError(f"{path} holds no config.json that works: {problem}") from problem
     if path.exists():
@@ -131,7 +136,7 @@ def _find_config(source: str) -> PreTrainedConfig:
             f"and a hub name has the form owner/name. Presets: {', '.join(PRESETS)}."
         )
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as problem:
         raise ValueError(
             f"the hub gave no configuration for {source!r}{_nearest(source, PRESETS)}. "

@@ -31,9 +31,17 @@ class ModelFacts:
 
 
 def describe(model: PreTrainedModel) -> ModelFacts:
-    """The facts of `model`, which may be on the meta device and is not changed."""
+    """The facts of `model`, which may be on the meta device and is not changed.
+
+    Raises:
+        ValueError: if it has no attention.
+    """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise ValueError(
+            f"{model.config.model_type} has no attention heads; models without attention are not built yet."
+        )
     experts = tuple(name for name, module in model.named_modules() if _holds_experts(module))
     num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
     chosen = _first(config, "num_experts_per_tok", "top_k_experts", "moe_topk")

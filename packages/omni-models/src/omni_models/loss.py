@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
 
 IGNORE = -100
 """The label of a token that is no target."""
@@ -23,14 +22,8 @@ IGNORE = -100
 CHUNK_BYTES = 1 << 30
 """Most bytes of fp32 logits that the chunked loss holds at once."""
 
-_CHANGES_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier_scale",
-)
-"""Fields of configurations that say: the model goes on computing with its logits after the head."""
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale", "mup_width_scale")
+"""Fields of configurations of models that multiply their logits after the head, whatever the value."""
 
 
 def count_targets(labels_Bs: Tensor) -> Tensor:
@@ -38,11 +31,21 @@ def count_targets(labels_Bs: Tensor) -> Tensor:
     return (labels_Bs != IGNORE).sum()
 
 
-def choose_loss(config: PreTrainedConfig) -> Literal["chunked", "full"]:
+def choose_loss(model: PreTrainedModel) -> Literal["chunked", "full"]:
     """The cheapest way to this model's exact loss: "chunked", or "full" where the model changes its logits. Pure."""
-    text = config.get_text_config()
-    changes = any(getattr(text, field, None) not in (None, 1, 1.0) for field in _CHANGES_LOGITS)
-    return "full" if changes else "chunked"
+    return "full" if loss_problems(model, "chunked") else "chunked"
+
+
+def loss_problems(model: PreTrainedModel, impl: str) -> list[str]:
+    """Why `impl` would not give this model's loss; empty if it does, as far as a look can tell. Pure."""
+    text, name = model.config.get_text_config(), model.config.model_type
+    if impl != "chunked":
+        return []
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        return [f"{name} has no linear output head for the chunked loss: use full."]
+    changes = [field for field in _SCALES if hasattr(text, field)]
+    changes += ["final_logit_softcapping"] if getattr(text, "final_logit_softcapping", None) is not None else []
+    return [f"{name} changes its logits after the head ({field}): use the full loss." for field in changes]
 
 
 def summed_loss(
@@ -64,7 +67,7 @@ def summed_loss(
         ValueError: if "chunked" is asked of a model that has no linear head or that changes its logits after it.
     """
     if impl == "auto":
-        impl = choose_loss(model.config)
+        impl = choose_loss(model)
     if impl == "full":
         logits_BsV = model(**inputs, use_cache=False).logits
         return F.cross_entropy(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from omni_models.attention import ATTENTIONS, AttentionFn
+from omni_models.support import is_attention
 
 M = TypeVar("M", bound=PreTrainedModel)
 NAME = "omni"
@@ -36,7 +37,7 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
             raise ValueError(f"there is no attention {attend!r}; there are {', '.join(ATTENTIONS)}.")
         attend = ATTENTIONS[attend]
     AttentionInterface.register(NAME, _attend_of_module)
-    modules = [module for module in model.modules() if _is_attention(module)]
+    modules = [module for module in model.modules() if is_attention(module)]
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not modules or not all(module._can_set_attn_implementation() for module in inner):
         raise ValueError(
@@ -72,10 +73,6 @@ def _attend_of_module(
     if attend is None:
         raise ValueError(f"{type(module).__name__} calls attention but was not found by use_attention.")
     return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
-
-
-def _is_attention(module: nn.Module) -> bool:
-    return hasattr(module, "is_causal") or "Attention" in type(module).__name__
 
 
 def _refuse_mask(name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:

@@ -5,11 +5,13 @@ parameters are shared out.
 
 Private names used here, with the reason: `PreTrainedModel._init_weights` is where transformers keeps each model's own
 initialisation; `_is_hf_initialized` and `guard_torch_init_functions` are how it is told to leave a tensor alone;
+`WeightRenaming` and `_keys_to_ignore_on_load_unexpected` are how it tells the old names in checkpoints;
 `compute_local_shape_and_global_offset` is torch's own arithmetic of shards. `tests/test_weights.py` fails if one moves.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import guard_torch_init_functions
 
 from omni_models.facts import block_names
@@ -114,7 +117,14 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
         ValueError: if there is no such source, or if its tensors are not those of this model (all of them listed).
     """
     directory = Path(source) if Path(source).is_dir() else _download(str(source))
-    stored = stored_tensors(directory)
+    renames = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    stored, keys = {}, {}
+    for key, found in stored_tensors(directory).items():
+        name = key
+        for rule in renames:
+            name, _ = rule.rename_source_key(name)
+        if not any(re.search(pattern, key) for pattern in model._keys_to_ignore_on_load_unexpected or ()):
+            stored[name], keys[name] = found, key
     try:
         reads = plan_reads(
             {name: tuple(tensor.shape) for name, tensor in _loadable(model).items()},
@@ -125,7 +135,7 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
     except ValueError as problem:
         note = "\nIts checkpoints go by other names, which are not read yet." if _renamed(model) else ""
         raise ValueError(f"{directory}: {problem}{note}") from None
-    return {name: (stored[key][0], key) for name, key in reads.items()}
+    return {name: (stored[key][0], keys[key]) for name, key in reads.items()}
 
 
 def stored_tensors(directory: Path) -> dict[str, tuple[Path, Shape]]:

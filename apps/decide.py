@@ -1,0 +1,247 @@
+"""What will happen: every decision of a run, made before any process or weight is touched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from math import lcm
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+import torch
+from preflight import attempt, refuse
+from request import Config
+from transformers import PreTrainedModel
+
+from omni_ckpt import latest, mismatches, read_plain, stored
+from omni_data import Source, TextTokenizer, fingerprint, open_source, read_tokenizer
+from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
+from omni_models import (
+    PRESETS,
+    ModelFacts,
+    attention_problems,
+    build_model,
+    choose_attention,
+    choose_loss,
+    describe,
+    loss_problems,
+    plan_weights,
+    read_config,
+    unsupported,
+)
+from omni_parallel import (
+    ParallelPlan,
+    Schedule,
+    check_optim,
+    named_tensors,
+    plan_parallel,
+    warmup_cosine,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What will happen, before anything does."""
+
+    spec: MeshSpec
+    model: PreTrainedModel
+    facts: ModelFacts
+    plan: ParallelPlan
+    schedule: Schedule
+    source: Source
+    tokenizer: TextTokenizer
+    batch: int
+    micro: int
+    virtual_shards: int
+    order: dict[str, int | str | bool | None]
+    """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
+    device: str
+    dtype: torch.dtype
+    attention: str
+    loss: Literal["auto", "chunked", "full"]
+    start: str
+    """Where the weights come from, in words."""
+    found: Path | None
+    """The checkpoint to continue."""
+
+    def told(self) -> str:
+        """The decisions in words, a line each."""
+        sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
+        kept = len(self.plan.blocks) - len(self.plan.recompute)
+        return "\n".join(
+            f"{name:<10}{text}"
+            for name, text in (
+                (
+                    "model",
+                    f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
+                ),
+                ("mesh", " x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank"),
+                ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
+                ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
+                ("start", self.start),
+                ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
+                ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed"),
+            )
+        )
+
+
+def decide(config: Config, ranks: int | None = None) -> Decision:
+    """What `config` means on machines like this one. Effect: reads files, and the hub if asked to.
+
+    Args:
+        config: what was asked for.
+        ranks: of the world; left out, those that were started, or that `config` will start.
+
+    Raises:
+        ValueError: with everything that keeps the run from starting.
+    """
+    problems: list[str] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    auto = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
+    attempt(problems, check_writable, config.out)
+    ranks = ranks or attempt(problems, planned_ranks, config.mesh)
+    spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
+    warmup = config.steps // 10 if config.warmup is None else config.warmup
+    peak = config.optim.lr
+    schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
+    attempt(problems, check_optim, config.optim)
+    attempt(problems, check_counts, config)
+    source = attempt(problems, open_source, config.data, field=config.field)
+    model_config = attempt(problems, read_config, config.model)
+    model = attempt(problems, build_model, model_config, device="meta") if model_config else None
+    facts = attempt(problems, describe, model) if model else None
+    if model:
+        problems += unsupported(model, seq_len=config.seq_len)
+    plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute) if facts and spec else None
+    own = "bytes" if config.model in PRESETS else config.model if model else None
+    name = config.tokenizer or own
+    tokenizer = attempt(problems, read_tokenizer, name) if name else None
+    attention = config.attention
+    loss: Literal["auto", "chunked", "full"] = config.loss
+    if model and facts:
+        attention = choose_attention(model, device, dtype) if attention == "auto" else attention
+        loss = choose_loss(model) if loss == "auto" else loss
+        problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
+    if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
+        problems.append(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
+            f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
+        )
+    found = latest(config.out)
+    if model and config.weights and not found:
+        attempt(problems, plan_weights, model, config.weights)
+    if found and model:
+        there = attempt(problems, stored, found, prefix="state.model")
+        differing = [] if there is None else mismatches(named_tensors(model), there)
+        problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
+    kept = attempt(problems, kept_order, found) or {} if found else {}
+    asked = {
+        "data": fingerprint(source) if source else None,
+        "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
+        "shuffle": config.shuffle,
+        "seed": config.seed,
+    }
+    problems += [
+        f"{found} stands at a place in other data ({fact} {kept[fact]}, now {value}), which means nothing in this: "
+        "give it the same data, tokenizer and seed, or choose another --out."
+        for fact, value in asked.items()
+        if value is not None and kept.get(fact, value) != value
+    ]
+    rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
+    refuse(problems)
+    assert spec and rows and schedule and source and tokenizer and model and facts and plan
+    batch, micro, virtual_shards = rows
+    return Decision(
+        spec=spec,
+        model=model,
+        facts=facts,
+        plan=plan,
+        schedule=schedule,
+        source=source,
+        tokenizer=tokenizer,
+        batch=batch,
+        micro=micro,
+        virtual_shards=virtual_shards,
+        order={**asked, "batch": batch, "virtual_shards": virtual_shards},
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        loss=loss,
+        start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
+        found=found,
+    )
+
+
+def check_writable(out: Path) -> None:
+    """Raises `ValueError` if nothing can be written into `out`, which is made if it is not there. Effect: makes it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as problem:
+        raise ValueError(f"nothing can be written into --out {out}: {problem.strerror}.") from problem
+
+
+def check_counts(config: Config) -> None:
+    """Raises `ValueError` if something that is counted is too small, with all of it. Pure."""
+    least = {"seq_len": 2, "steps": 1, "stop_after": 1, "save_every": 1, "keep": 1}
+    if problems := [
+        f"{name}={value} must be at least {bound}."
+        for name, bound in least.items()
+        if (value := getattr(config, name)) is not None and value < bound
+    ]:
+        raise ValueError("\n".join(problems))
+
+
+def kept_order(found: Path) -> dict[str, Any]:
+    """What checkpoint `found` says of the order of its data, and the rows it has read. Effect: reads a file.
+
+    Raises:
+        ValueError: if it is no checkpoint of a run.
+    """
+    plain = read_plain(found)
+    return {**plain.get("order", {}), "rows": plain.get("cursor", {}).get("rows", 0)}
+
+
+def fingerprint_files(files: Mapping[str, bytes]) -> str:
+    """A short digest of files by name. Pure."""
+    return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]
+
+
+def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int, int]:
+    """Rows of a step, rows of a microbatch of one of `dp` ranks, and virtual shards. Pure.
+
+    Args:
+        config: what was asked for.
+        kept: what the checkpoint to continue has of these, if there is one.
+        dp: ranks that read different rows.
+
+    Raises:
+        ValueError: if they do not divide, with everything that is wrong.
+    """
+    batch = kept.get("batch", -(-12 // dp) * dp) if config.batch is None else config.batch
+    shards = kept.get("virtual_shards", lcm(240, dp)) if config.virtual_shards is None else config.virtual_shards
+    micro = batch // dp if config.micro is None else config.micro
+    problems = [
+        f"{name}={value} must be at least 1."
+        for name, value in (("batch", batch), ("micro", micro), ("virtual_shards", shards))
+        if value < 1
+    ]
+    if batch % dp:
+        problems.append(f"batch={batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")
+    elif micro > 0 and (batch // dp) % micro:
+        problems.append(f"micro={micro} does not divide the {batch // dp} rows of each rank in batch={batch}.")
+    if kept.get("rows", 0) % dp:
+        fits = [n for n in range(1, 2 * dp) if kept["rows"] % n == shards % n == 0]
+        problems.append(
+            f"the checkpoint has read {kept['rows']} rows, which {dp} ranks cannot have shared evenly: "
+            f"continue on {' or '.join(map(str, fits[-3:]))} ranks."
+        )
+    if shards % dp:
+        problems.append(f"virtual_shards={shards} do not divide among {dp} ranks: use {-(-shards // dp) * dp}.")
+    if shards != kept.get("virtual_shards", shards):
+        problems.append(f"virtual_shards={shards}, but the checkpoint has {kept['virtual_shards']}: leave it out.")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return batch, micro, shards

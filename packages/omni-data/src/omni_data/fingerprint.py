@@ -1,0 +1,28 @@
+"""Whether two sources are the same, told from a few of their documents."""
+
+from hashlib import sha256
+
+from omni_data.document import Source
+
+_SAMPLES = 64
+
+
+def fingerprint(source: Source) -> str:
+    """16 hexadecimal digits that other sources do not share: of its size and 64 documents spread over it.
+
+    A source that moved keeps its fingerprint; one that grew, shrank or has another order does not. A single document
+    changed in a large source may go unnoticed. Effect: reads those documents.
+
+    >>> from omni_data import Documents
+    >>> fingerprint(Documents("a", ["x", "y"])) == fingerprint(Documents("b", ["x", "y"]))
+    True
+
+    Raises:
+        ValueError: if one of them cannot be read.
+    """
+    size = len(source)
+    chosen = sorted({i * (size - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)}) if size else []
+    digest = sha256(str(size).encode())
+    for i in chosen:
+        digest.update(sha256(repr(source[i]).encode("utf-8", "surrogatepass")).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""What cannot be trained exactly yet, by name and with the reason, before anything starts. Pure: it only looks.
+
+Packed rows need three things of a model: that its attention passes transformers' interface, that what keeps a token
+from seeing another is told to the attention function itself, and that nothing else carries memory along a row. Where
+one of them is missing the numbers would be wrong without an error, so the model is refused here.
+"""
+
+import inspect
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+_RECURRENT = ("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "RGLRU")
+"""Parts of the names of layers that carry a state along the row."""
+
+_BY_TYPE = {
+    "doge": "its attention mask depends on the data",
+    **dict.fromkeys(
+        ("roberta", "camembert", "data2vec-text", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "xmod"),
+        "it counts positions from the padding token on, whatever position_ids say",
+    ),
+}
+"""Types whose trouble shows in no part of theirs."""
+
+
+def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[str]:
+    """Why `model` cannot be trained on packed rows exactly, in words; empty if it can.
+
+    Args:
+        model: of any kind of transformers, also on the meta device.
+        seq_len: tokens of a row, if known: some position encodings are exact up to a length only.
+    """
+    config, text = model.config, model.config.get_text_config()
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    attentions = [module for module in model.modules() if is_attention(module)]
+    recurrent = sorted(
+        {type(m).__name__ for m in model.modules() if any(part in type(m).__name__ for part in _RECURRENT)}
+    )
+    chunk = getattr(text, "attention_chunk_size", None)
+    reasons = [
+        (recurrent, f"{', '.join(recurrent)} carries a state from one packed document into the next"),
+        (
+            not attentions or not all(module._can_set_attn_implementation() for module in inner),
+            "it does not call transformers' attention interface",
+        ),
+        (getattr(config, "is_encoder_decoder", False), "it is an encoder and a decoder"),
+        (
+            "position_ids" not in inspect.signature(model.forward).parameters,
+            "it takes no position_ids, so positions cannot restart in each document",
+        ),
+        (
+            getattr(config, "is_decoder", True) is False and any(not _is_causal(module) for module in attentions),
+            "its attention sees later tokens (is_decoder is false)",
+        ),
+        (getattr(text, "use_bidirectional_attention", False), "its attention sees later tokens"),
+        (chunk is not None, f"it cuts attention into chunks of {chunk} by a mask, which packed rows do not have"),
+        (
+            _has_window(text) and attentions and not any(_passes_window(module) for module in attentions),
+            "it keeps its sliding window in a mask, which packed rows do not have",
+        ),
+        (
+            _outgrows(text, seq_len),
+            f"its {_rope_type(text)} position encoding changes with the longest document of a row",
+        ),
+        (
+            getattr(text, "output_router_logits", False) and getattr(text, "router_aux_loss_coef", 0.0),
+            "it asks for a router loss (output_router_logits), which is not built yet",
+        ),
+        (config.model_type in _BY_TYPE, _BY_TYPE.get(config.model_type, "")),
+    ]
+    return [f"{config.model_type} cannot be trained exactly yet: {why}." for holds, why in reasons if holds]
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether `module` is one that calls the attention interface."""
+    return hasattr(module, "is_causal") or "Attention" in type(module).__name__
+
+
+def _is_causal(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_causal", True))
+
+
+def _has_window(text: PreTrainedConfig) -> bool:
+    """Whether some layer of this configuration sees a window only."""
+    kinds = getattr(text, "layer_types", None)
+    window = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
+    return bool(window) and (not kinds or "sliding_attention" in kinds)
+
+
+def _passes_window(module: nn.Module) -> bool:
+    """Whether the attention module hands its window to the attention function: read in its source."""
+    return any(
+        "sliding_window=" in inspect.getsource(base)
+        for base in type(module).__mro__
+        if base.__module__.startswith("transformers.")
+    )
+
+
+def _rope_type(text: PreTrainedConfig) -> str:
+    rope = getattr(text, "rope_parameters", None) or {}
+    return str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"
+
+
+def _outgrows(text: PreTrainedConfig, seq_len: int | None) -> bool:
+    """Whether a row may be long enough that the longest of its documents changes the encoding of the others."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    if _rope_type(text) not in ("dynamic", "longrope"):
+        return False
+    limit = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", 0)
+    return seq_len is None or seq_len > limit
