@@ -101,6 +101,9 @@ def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     run(train, 1, replace(SMALL, model=moe, tokenizer="bytes", steps=1, out=tmp_path / "run"))
     with pytest.raises(ValueError, match="merging a mixture of experts is not built yet"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged"))
+    (tmp_path / "taken").touch()
+    with pytest.raises(ValueError, match="taken is taken, and a model is never overwritten"):
+        merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "taken"))
     with pytest.raises(ValueError, match="has no checkpoint step-00000007; there is step-00000001"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged", step=7))
 
@@ -108,3 +111,9 @@ def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
 def test_generating_from_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Merge a run first"):
         infer.main(infer.Config(model=str(tmp_path / "nothing")))
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").touch()
+    with pytest.raises(ValueError) as told:
+        infer.main(infer.Config(model=str(tmp_path / "run"), prompt="", tokens=0, temperature=-1.0))
+    for part in ("is a run, not a model. Merge it first", "an empty prompt", "tokens=0 must", "temperature=-1.0 must"):
+        assert part in str(told.value)

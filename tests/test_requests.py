@@ -82,7 +82,10 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"batch": 10}, 4, "batch=10 rows do not divide among 4 ranks: use a multiple of 4"),
         ({"micro": 5}, 1, "micro=5 does not divide the 12 rows of each rank in batch=12"),
         ({"virtual_shards": 7}, 2, "virtual_shards=7 do not divide among 2 ranks: use 8"),
-        ({"seq_len": 0}, 1, "seq_len=0 must be at least 1"),
+        ({"seq_len": 1}, 1, "seq_len=1 must be at least 2"),
+        ({"stop_after": 0}, 1, "stop_after=0 must be at least 1"),
+        ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
+        ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
         ({"save_every": 0}, 1, "save_every=0 must be at least 1"),
         ({"keep": 0}, 1, "keep=0 must be at least 1"),
         ({"steps": 0}, 1, "steps=0 must be at least 1"),
@@ -170,3 +173,37 @@ def test_any_number_of_ranks_can_share_a_step_that_nobody_sized(ranks: int) -> N
     assert batch % ranks == virtual_shards % ranks == 0
     assert 12 <= batch < 12 + ranks
     assert micro * ranks == batch
+
+
+def test_a_model_that_packed_rows_would_get_wrong_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    directory = Path(write_family("llama", tmp_path))
+    for fields, part in (
+        ({"model_type": "bloom", "n_head": 4}, "bloom cannot be trained exactly yet: it does not call transformers'"),
+        ({"model_type": "mamba"}, "mamba cannot be trained exactly yet: MambaBlock"),
+        ({"rope_parameters": {"rope_type": "nope", "rope_theta": 1.0}}, "nope"),
+    ):
+        config = json.loads((directory / "config.json").read_text()) | fields
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+        assert part in complaint(replace(SMALL, model=str(tmp_path / "other"), tokenizer="bytes"))
+
+
+def test_kernels_that_do_not_fit_the_model_are_refused(tmp_path: Path) -> None:
+    gemma = write_family("gemma2", tmp_path)
+    message = complaint(replace(SMALL, model=gemma, tokenizer="bytes", attention="sdpa", loss="chunked"))
+    assert "sdpa attention has no softcap, which gemma2 asks for: use eager" in message
+    assert "gemma2 changes its logits after the head (final_logit_softcapping): use the full loss" in message
+
+
+def test_code_of_a_model_directory_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass C: pass\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}))
+    assert str(tmp_path) in complaint(replace(SMALL, model=str(tmp_path), tokenizer="bytes"))
+    assert not canary.exists()
+
+
+def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
+    with pytest.raises(ValueError, match="has read 30 rows, which 4 ranks cannot have shared evenly: continue on"):
+        cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)

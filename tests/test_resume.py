@@ -8,7 +8,9 @@ from decide import decide
 from ranks import Run
 from runs import SMALL, train
 
+from omni_ckpt import latest
 from omni_mesh import MeshConfig
+from omni_parallel import AdamWConfig
 
 EXACT = ("step", "loss", "grad_norm", "targets", "lr", "tokens")
 HALF = {"stop_after": 5}
@@ -67,8 +69,26 @@ def test_a_checkpoint_keeps_its_batch_and_refuses_other_data(run: Run, tmp_path:
     (tmp_path / "other.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError) as told:
         decide(replace(left_out, data=str(tmp_path / "other.txt"), seed=3, virtual_shards=480), 1)
-    for part in ("means nothing at documents=2", "means nothing at seed=3", "the checkpoint has 240: leave it out"):
+    for part in ("stands at a place in other data (data ", "(seed 0, now 3)", "the checkpoint has 240: leave it out"):
         assert part in str(told.value)
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=4, stop_after=2)
+    run(train, 1, config)
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "los')
+    assert [row["step"] for row in run(train, 1, replace(config, stop_after=None))[0]] == [1, 2, 3, 4]
+
+
+def test_a_step_without_a_finite_loss_is_not_saved(run: Run, tmp_path: Path) -> None:
+    config = replace(
+        SMALL, out=tmp_path / "run", steps=4, save_every=1, optim=AdamWConfig(lr=1e30, max_norm=float("inf"))
+    )
+    with pytest.raises(AssertionError, match=r"at step \d .*(loss|grad_norm) is (nan|inf)"):
+        run(train, 1, config)
+    assert len(list(config.out.glob("step-*"))) <= 2
+    assert latest(config.out) is not None
 
 
 def test_a_finished_run_started_again_changes_nothing(run: Run, tmp_path: Path) -> None:

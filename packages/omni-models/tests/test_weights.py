@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from shapes import FAMILIES, make_config
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from omni_models import build_model, describe, fill_weights
 from omni_models.weights import plan_reads
@@ -156,3 +156,14 @@ def test_a_buffer_that_nothing_sets_is_found() -> None:
     model.model.register_buffer("forgotten", torch.empty(2, device="meta"), persistent=False)
     with pytest.raises(ValueError, match=r"leaves buffers unset: \['model.forgotten'\]"):
         fill_weights(model, None)
+
+
+def test_old_names_of_a_family_are_understood(tmp_path: Path) -> None:
+    config = make_config("llama").to_dict()
+    fields = {key: config[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    neox = AutoConfig.for_model("gpt_neox", num_attention_heads=4, **fields)
+    saved = build_model(neox, seed=1)
+    saved.save_pretrained(tmp_path)
+    filled = fill_weights(build_model(neox, device="meta"), tmp_path)
+    for (name, mine), theirs in zip(filled.named_parameters(), saved.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
