@@ -11,8 +11,8 @@ import pytest
 import torch
 from decide import decide
 from ranks import Run
-from runs import SMALL, token_losses, train, write_family
 from safetensors import safe_open
+from training import SMALL, token_losses, train, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from omni_ckpt import load_dcp, step_dir, stored

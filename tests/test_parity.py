@@ -1,6 +1,6 @@
 """The contract table: every way to cut the same work over ranks gives the numbers of plain transformers on one rank.
 
-A new transform adds one row to `CUTS`, and a new kind of model one to `runs.FAMILIES`.
+A new transform adds one row to `CUTS`, and a new kind of model one to `training.FAMILIES`.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import Run
 from request import Config
-from runs import FAMILIES, SMALL, train, train_plainly, write_family
+from training import FAMILIES, SMALL, train, train_plainly, write_family
 
 from omni_mesh import MeshConfig
 from omni_parallel import RecomputeConfig

@@ -10,7 +10,7 @@ import pytest
 from decide import cut_rows, decide
 from ranks import Run
 from request import Config
-from runs import SMALL, train, write_family
+from training import SMALL, train, write_family
 
 from omni_mesh import MeshConfig
 from omni_parallel import RecomputeConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from decide import decide
 from ranks import Run
-from runs import SMALL, train
+from training import SMALL, train
 
 from omni_ckpt import latest
 from omni_mesh import MeshConfig
@@ -82,9 +82,8 @@ def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(run: Run, tmp_path: 
 
 
 def test_a_step_without_a_finite_loss_is_not_saved(run: Run, tmp_path: Path) -> None:
-    config = replace(
-        SMALL, out=tmp_path / "run", steps=4, save_every=1, optim=AdamWConfig(lr=1e30, max_norm=float("inf"))
-    )
+    wild = AdamWConfig(lr=1e30, max_norm=float("inf"))
+    config = replace(SMALL, out=tmp_path / "run", steps=4, save_every=1, optim=wild)
     with pytest.raises(AssertionError, match=r"at step \d .*(loss|grad_norm) is (nan|inf)"):
         run(train, 1, config)
     assert len(list(config.out.glob("step-*"))) <= 2
