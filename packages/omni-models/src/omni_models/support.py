@@ -11,8 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-_RECURRENT = ("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "RGLRU")
-"""Parts of the names of layers that carry a state along the row."""
+_RECURRENT = (
+    *("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "RGLRU"),
+    *("ShortConv", "Indexer"),
+)
+"""Parts of the names of layers that carry something along the row beside their attention."""
 
 _BY_TYPE = {
     "doge": "its attention mask depends on the data",
@@ -39,7 +42,7 @@ def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[s
     )
     chunk = getattr(text, "attention_chunk_size", None)
     reasons = [
-        (recurrent, f"{', '.join(recurrent)} carries a state from one packed document into the next"),
+        (recurrent, f"{', '.join(recurrent)} carries something from one packed document into the next"),
         (
             not attentions or not all(module._can_set_attn_implementation() for module in inner),
             "it does not call transformers' attention interface",
