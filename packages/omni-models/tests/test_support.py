@@ -19,7 +19,7 @@ REFUSED = {
     "roberta": ({"is_decoder": True}, "counts positions from the padding token"),
     "bart": ({"encoder_layers": 1, "decoder_layers": 1, "d_model": 32}, "it takes no position_ids"),
     "bloom": ({}, "does not call transformers' attention interface"),
-    "lfm2": ({}, "ShortConv carries something"),
+    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "ShortConv carries something"),
     "minimax": ({"num_local_experts": 2}, "LightningAttention carries something"),
 }
 
