@@ -137,7 +137,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
     kept = attempt(problems, kept_order, found) or {} if found else {}
     asked = {
-        "data": fingerprint(source) if source else None,
+        "data": attempt(problems, fingerprint, source) if source else None,
         "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
         "shuffle": config.shuffle,
         "seed": config.seed,
