@@ -203,3 +203,13 @@ def test_a_rank_that_could_not_report_is_told_by_how_it_ended():
     assert tell_failure(0, -11, 2, []) == ("Rank 0 of 2 was killed by SIGSEGV.", 139)
     assert tell_failure(1, 7, 2, [])[0].startswith("Rank 1 of 2 exited with code 7, and without a Python error")
     assert tell_failure(1, 3, 2, [Report(1, "exited with code 3.")]) == ("Rank 1 of 2 exited with code 3.", 3)
+
+
+def test_ctrl_c_of_a_single_rank_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        launch(interrupted, None, ranks=1)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "Interrupted: every rank has ended.\n"
