@@ -4,13 +4,13 @@ uv run apps/infer.py runs/pretrain/merged --prompt "The "
 uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from preflight import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -66,8 +66,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run(main, Config, __doc__)

@@ -6,13 +6,13 @@ uv run apps/merge.py runs/pretrain --to merged --step 100 --dtype bfloat16
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from preflight import run
 
 from omni_ckpt import latest, merge_to_hf, step_dir, steps
 from omni_models import build_model, describe, read_config
@@ -70,8 +70,4 @@ def check_free(to: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run(main, Config, __doc__)

@@ -44,13 +44,19 @@ def start(main: Callable[[C], None], decide: Callable[[C], object], config_type:
     Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any.
     """
     config = tyro.cli(config_type, description=manual)
-    try:
-        decide(config)
-    except ValueError as problem:
-        sys.exit(_exit_with(str(problem)))
+    _told(decide, config)
     launch(main, config, ranks=planned_ranks(config.mesh))
 
 
-def _exit_with(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:
+    """Parse the command line and run `main` in this process. Exits with 2 and the problem if there is one."""
+    _told(main, tyro.cli(config_type, description=manual))
+
+
+def _told(f: Callable[[T], object], config: T) -> None:
+    """Run `f(config)`; a mistake of the user is told in words, without a traceback."""
+    try:
+        f(config)
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -12,11 +12,11 @@ import torch
 from decide import decide
 from ranks import Run
 from safetensors import safe_open
-from training import SMALL, token_losses, train, write_family
+from training import SMALL, stream_of, token_losses, train, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from omni_ckpt import load_dcp, step_dir, stored
-from omni_data import Cursor, stream_batches, unpack_batch
+from omni_data import unpack_batch
 from omni_mesh import MeshConfig
 from omni_models import build_model, read_config
 
@@ -37,18 +37,7 @@ def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str,
     config = replace(SMALL, model=hf, weights=hf, tokenizer="bytes", steps=1, mesh=TWO, out=tmp_path / "run")
     ours = run(train, 2, config)[0][0]
     what = decide(replace(config, mesh=MeshConfig()), 1)
-    batch, _ = next(
-        stream_batches(
-            what.source,
-            Cursor(),
-            shard=0,
-            num_shards=1,
-            rows=what.batch,
-            seq_len=config.seq_len,
-            tokenize=what.tokenizer.encode,
-            eos_id=what.tokenizer.eos_id,
-        )
-    )
+    batch, _ = next(stream_of(what, config))
     with torch.no_grad():
         losses = torch.cat([token_losses(plain, document) for row in unpack_batch(batch) for document in row])
     assert ours["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pretrain
 import torch
-from decide import decide
+from decide import Decision, decide
 from request import Config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from omni_data import Cursor, stream_batches, unpack_batch
+from omni_data import Batch, Cursor, Stream, stream_batches, unpack_batch
 from omni_mesh import MeshConfig
 from omni_models import build_model, read_config
 
@@ -80,18 +80,7 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps)
-    stream = stream_batches(
-        run.source,
-        Cursor(),
-        shard=0,
-        num_shards=1,
-        rows=run.batch,
-        seq_len=config.seq_len,
-        tokenize=run.tokenizer.encode,
-        eos_id=run.tokenizer.eos_id,
-        virtual_shards=run.virtual_shards,
-        seed=config.seed,
-    )
+    stream = stream_of(run, config)
     rows = []
     for step in range(config.steps):
         documents = [document for row in unpack_batch(next(stream)[0]) for document in row]
@@ -105,6 +94,22 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
         optimizer.zero_grad()
         rows.append({"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "targets": len(losses)})
     return rows
+
+
+def stream_of(run: Decision, config: Config) -> Stream[Batch]:
+    """The batches of a run as one rank reads them, a whole step at a time."""
+    return stream_batches(
+        run.source,
+        Cursor(),
+        shard=0,
+        num_shards=1,
+        rows=run.batch,
+        seq_len=config.seq_len,
+        tokenize=run.tokenizer.encode,
+        eos_id=run.tokenizer.eos_id,
+        virtual_shards=run.virtual_shards,
+        seed=config.seed,
+    )
 
 
 def token_losses(model: nn.Module, document: list[int]) -> Tensor:
