@@ -16,8 +16,10 @@ from omni_mesh import MeshConfig
 from omni_models import build_model, read_config
 
 STEPS = 10
-SMALL = Config(steps=STEPS, dtype="float32", batch=12, seq_len=64, save_every=1000, mesh=MeshConfig(shard=1))
-"""Ten steps of twelve rows, which one to four ranks can share."""
+SMALL = Config(
+    steps=STEPS, dtype="float32", batch=12, virtual_shards=12, seq_len=64, save_every=1000, mesh=MeshConfig(shard=1)
+)
+"""Ten steps of twelve rows, which one to four ranks can share; every step goes on in every virtual shard."""
 
 FAMILIES = {
     "tiny": {},

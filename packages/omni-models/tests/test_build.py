@@ -99,3 +99,8 @@ def test_building_twice_gives_the_same_weights_and_leaves_the_random_state() -> 
     for (name, a), b, c in zip(first.named_parameters(), second.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert "norm" in name or not torch.equal(a, c)
+
+
+def test_blocks_do_not_start_alike() -> None:
+    first, second = (layer.self_attn.q_proj.weight for layer in build_model(make_config("llama")).model.layers)
+    assert not torch.equal(first, second)

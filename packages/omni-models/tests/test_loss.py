@@ -60,6 +60,14 @@ def test_the_chunked_loss_is_refused_where_it_would_be_wrong(family: str) -> Non
         summed_loss(build_model(make_config(family)), inputs, labels_BS, impl="chunked")
 
 
+def test_logits_changed_in_place_are_noticed() -> None:
+    model = build_model(make_config("llama"))
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.mul_(2.0))
+    inputs, labels_BS = make_batch()
+    with pytest.raises(ValueError, match="computes with its logits after the head"):
+        summed_loss(model, inputs, labels_BS, impl="chunked")
+
+
 def test_the_head_is_itself_again_afterwards() -> None:
     model = build_model(make_config("llama")).eval()
     inputs, labels_BS = make_batch()
