@@ -4,8 +4,10 @@ A plan is derived by a pure function from facts about a model and the sizes of a
 tested without a GPU; the functions that follow it (`shard_fsdp`, `recompute_blocks`) decide nothing themselves.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Literal, Protocol
 
 from omni_mesh import MeshSpec
 
@@ -35,6 +37,32 @@ class RecomputeConfig:
 
     every: int = 0
     """Recompute every n-th block: 0 recomputes none, 1 all of them, 2 half of them."""
+    keep: Literal["nothing", "attention", "matmuls"] = "nothing"
+    """What a recomputed block keeps all the same, beside its inputs: the outputs of attention kernels, which then never
+    run twice, or those and the outputs of matrix products. Each holds more memory than the one before, for less work.
+    """
+
+
+_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+    "aten::_flash_attention_forward",
+    "torch_attn::_varlen_attn",
+    "omni::fa4_forward",
+)
+_MATMULS = (
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    *("aten::_grouped_mm", "aten::_scaled_mm", "aten::_scaled_mm_v2"),
+    *("aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"),
+)
+KEPT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"nothing": (), "attention": _ATTENTION, "matmuls": _ATTENTION + _MATMULS}
+)
+"""Operators whose outputs a recomputed block keeps, by `RecomputeConfig.keep`. Names that a version of torch lacks or
+that a model never calls do nothing; whatever calls these operators, its results are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +73,8 @@ class ParallelPlan:
     """Sharded one by one, in this order; the rest of the model is one unit around them."""
     recompute: tuple[str, ...] = ()
     """Blocks whose activations are computed again in the backward pass."""
+    keep: tuple[str, ...] = ()
+    """Operators, by qualified name, whose outputs those blocks keep all the same."""
     reshard_after_forward: bool = True
     """Free a block's gathered parameters between its forward and its backward pass (ZeRO-3), or keep them (ZeRO-2)."""
     prefetch: int = 1
@@ -76,6 +106,10 @@ def plan_parallel(facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConf
     ]
     if recompute.every < 0:
         problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
+    if recompute.keep not in KEPT:
+        problems.append(f"recompute keep={recompute.keep!r}: use one of {', '.join(KEPT)}.")
+    elif recompute.keep != "nothing" and recompute.every == 0:
+        problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
     if not facts.blocks:
         problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
     if problems:
@@ -83,5 +117,6 @@ def plan_parallel(facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConf
     return ParallelPlan(
         blocks=facts.blocks,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
+        keep=KEPT[recompute.keep],
         reshard_after_forward=spec.fsdp > 1,
     )
