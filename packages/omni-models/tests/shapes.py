@@ -59,8 +59,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS},
 }
 
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+LINEAR_FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "head_dim": 16,
+        "shared_expert_intermediate_size": 16,
+        **EXPERTS,
+        **LINEAR,
+    },
+    "qwen3_5": {"model_type": "qwen3_5_text", "head_dim": 16, **LINEAR},
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe_text",
+        "head_dim": 16,
+        "shared_expert_intermediate_size": 16,
+        **EXPERTS,
+        **LINEAR,
+    },
+    "olmo_hybrid": {"model_type": "olmo_hybrid", **LINEAR},
+}
+"""Families with a gated delta rule layer and an attention layer."""
+
 
 def make_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """A tiny configuration of `family`."""
-    fields = SHAPE | FAMILIES[family] | overrides
+    fields = SHAPE | (FAMILIES | LINEAR_FAMILIES)[family] | overrides
     return AutoConfig.for_model(fields.pop("model_type"), **fields)

@@ -1,8 +1,8 @@
-"""Where Hugging Face lets a function be swapped: attention. Each model keeps its own function, on its own modules.
+"""Where Hugging Face lets a function be swapped: attention. Each model keeps its own functions, on its own modules.
 
 transformers finds attention by a name in a process-wide registry. The function registered there, once, is a constant
 that looks the real one up on the module that calls it; so two models in one process never share an attention, and the
-modeling files stay as they are.
+modeling files stay as they are. Linear attention has no such registry: see `omni_models.linear`.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from omni_models.attention import ATTENTIONS, AttentionFn
+from omni_models.linear import CONV, RULE, use_linear
 from omni_models.support import is_attention
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -24,6 +25,8 @@ _ATTEND = "omni_attention"
 
 def use_attention(model: M, attend: str | AttentionFn) -> M:
     """The same model, every attention module of which calls `attend`. Donates `model`.
+
+    Its gated delta rule layers, if it has such, keep documents apart from then on too.
 
     Args:
         model: any model whose attention goes through transformers' attention interface.
@@ -49,20 +52,22 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
-    return model
+    return use_linear(model)
 
 
 def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
     """The same model, every attention `a` of which is now `f(a)`. Donates `model`.
 
+    A gated delta rule layer has two of the same form, its convolution and its rule (see `omni_models.linear`).
+
     Raises:
         ValueError: if `use_attention` was not applied first.
     """
-    modules = [module for module in model.modules() if hasattr(module, _ATTEND)]
-    if not modules:
+    seams = [(m, name) for m in model.modules() for name in (_ATTEND, CONV, RULE) if hasattr(m, name)]
+    if not seams:
         raise ValueError(f"apply use_attention to this {type(model).__name__} before mapping its attention.")
-    for module in modules:
-        setattr(module, _ATTEND, f(getattr(module, _ATTEND)))
+    for module, name in seams:
+        setattr(module, name, f(getattr(module, name)))
     return model
 
 

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from omni_models.linear import is_linear
+
 _RECURRENT = (
-    *("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "RGLRU"),
-    *("ShortConv", "Indexer"),
+    *("Mamba", "Mixer", "GatedDelta", "DeltaAttention", "KDA", "LinearAttention", "LightningAttention", "Rwkv"),
+    *("xLSTM", "mLSTM", "RGLRU", "Rglru", "ShortConv", "Indexer", "NGram", "CCAProjection"),
 )
 """Parts of the names of layers that carry something along the row beside their attention."""
 
@@ -37,9 +39,7 @@ def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[s
     config, text = model.config, model.config.get_text_config()
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     attentions = [module for module in model.modules() if is_attention(module)]
-    recurrent = sorted(
-        {type(m).__name__ for m in model.modules() if any(part in type(m).__name__ for part in _RECURRENT)}
-    )
+    recurrent = unsplittable(model)
     chunk = getattr(text, "attention_chunk_size", None)
     reasons = [
         (recurrent, f"{', '.join(recurrent)} carries something from one packed document into the next"),
@@ -75,9 +75,26 @@ def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[s
     return [f"{config.model_type} cannot be trained exactly yet: {why}." for holds, why in reasons if holds]
 
 
+def unsplittable(model: PreTrainedModel) -> tuple[str, ...]:
+    """Class names of the layers that carry something along the row where no function of ours can be put. Pure.
+
+    A row of such a model cannot be packed, nor split between ranks.
+    """
+    return tuple(sorted({type(module).__name__ for module in model.modules() if _is_recurrent(module)}))
+
+
 def is_attention(module: nn.Module) -> bool:
     """Whether `module` is one that calls the attention interface."""
     return hasattr(module, "is_causal") or "Attention" in type(module).__name__
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    """By its name, or by a convolution along the row of its own; convolutions of audio are not along the row."""
+    name, parts = type(module).__name__, tuple(module.children())
+    convolves = any(isinstance(part, nn.Conv1d) and part.kernel_size[0] > 1 for part in parts) and "Audio" not in name
+    # A block may be called after the linear attention in it, which carries for it.
+    named = any(part in name for part in _RECURRENT) and not any(is_linear(part) for part in parts)
+    return (named or convolves) and not is_linear(module)
 
 
 def _is_causal(module: nn.Module) -> bool:
