@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 
+from omni_models.fa4 import INSTALL, fa4_forward, fa4_problems, find_capability, has_fa4
+
 AttentionFn = Callable[..., tuple[Tensor, Tensor | None]]
 """(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts) -> (out_BSND, weights or None)."""
 
@@ -159,7 +161,8 @@ def varlen(
     v_BKSD = F.pad(v_BKSD, (0, D - Dv)) if Dv < D else v_BKSD
     q_TND, k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNSD, k_BKSD, v_BKSD))
     causal = _causal(module, is_causal)
-    window = (-1 if sliding_window is None else sliding_window - 1, 0 if causal else -1)
+    reach = -1 if sliding_window is None else sliding_window - 1
+    window = (reach, 0 if causal else reach)
     out_TND = varlen_attn(
         q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=window, **_GROUPED
     )
@@ -167,7 +170,62 @@ def varlen(
     return out_TND.unflatten(0, (-1, S))[..., :Dv], None
 
 
-ATTENTIONS: Mapping[str, AttentionFn] = MappingProxyType({"eager": eager, "sdpa": sdpa, "varlen": varlen})
+def fa4(
+    module: nn.Module,
+    q_BNSD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **facts: Any,
+) -> tuple[Tensor, None]:
+    """FlashAttention-4, one call for all documents, with window, softcap and sinks: Hopper and newer, bf16 or fp16.
+
+    Arguments as in `eager`. Queries, keys and values are read where they lie, if their rows start at 16 bytes.
+
+    Raises:
+        ValueError: for dropout, which the kernels lack, for another device, dtype or head dim, and if not installed.
+    """
+    _refuse_unknown(module, mask, facts)
+    _refuse("fa4", dropout=dropout or None)
+    B, N, S, D = q_BNSD.shape
+    K, Dv = v_BKSD.shape[1], v_BKSD.shape[3]
+    # With shared keys the backward kernel wants one dim for all three; zeros beyond either add nothing.
+    wide = max(D, Dv) if N != K and Dv != D else 0
+    if problems := fa4_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), (max(D, wide), max(Dv, wide))):
+        raise ValueError(" ".join(problems) + " Use sdpa, or eager for softcap and sinks.")
+    cu_seqlens, longest = _documents(q_BNSD, k_BKSD, facts)
+    q, k, v = (F.pad(x, (0, wide - x.shape[-1])) if x.shape[-1] < wide else x for x in (q_BNSD, k_BKSD, v_BKSD))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    whole = longest == S and len(cu_seqlens) == B + 1
+    if not whole:
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    causal = _causal(module, is_causal)
+    # A window as long as a row hides nothing, and the kernels without one are faster.
+    reach = None if sliding_window is None or sliding_window >= S else sliding_window - 1
+    out, _ = fa4_forward(
+        q,
+        k,
+        v,
+        None if whole else cu_seqlens,
+        longest,
+        D**-0.5 if scaling is None else scaling,
+        causal,
+        reach,
+        None if causal else reach,
+        softcap,
+        s_aux,
+    )
+    return (out if whole else out.unflatten(0, (-1, S)))[..., :Dv], None
+
+
+ATTENTIONS: Mapping[str, AttentionFn] = MappingProxyType({"eager": eager, "sdpa": sdpa, "varlen": varlen, "fa4": fa4})
 """The backends by name."""
 
 # Newer versions of torch want to be told that queries share keys; older ones see it from the shapes.
@@ -184,21 +242,26 @@ _KNOWN = frozenset(
 
 
 def choose_attention(model: PreTrainedModel, device_type: str, dtype: torch.dtype) -> str:
-    """The fastest backend that computes this model's attention exactly on this device in this dtype. Pure."""
-    return next(
-        (name for name in ("varlen", "sdpa") if not attention_problems(model, name, device_type, dtype)), "eager"
-    )
+    """The fastest backend that computes this model's attention exactly on this device in this dtype.
+
+    Pure but for two questions put to this machine: whether FlashAttention-4 is installed, and what its GPU can do.
+    """
+    order = ("fa4", "varlen", "sdpa")
+    return next((name for name in order if not attention_problems(model, name, device_type, dtype)), "eager")
 
 
 def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dtype: torch.dtype) -> list[str]:
-    """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot. Pure."""
+    """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot.
+
+    Pure, but for the questions about FlashAttention-4 of `choose_attention`.
+    """
     text = model.config.get_text_config()
     lacks = [
         what
         for what, asked in (
-            ("softcap", getattr(text, "attn_logit_softcapping", None) is not None),
-            ("sinks", any("sink" in name for name, _ in model.named_parameters())),
-            ("dropout", attend == "varlen" and any(getattr(text, name, None) for name in _DROPOUTS)),
+            ("softcap", attend != "fa4" and getattr(text, "attn_logit_softcapping", None) is not None),
+            ("sinks", attend != "fa4" and any("sink" in name for name, _ in model.named_parameters())),
+            ("dropout", attend != "sdpa" and any(getattr(text, name, None) for name in _DROPOUTS)),
         )
         if asked and attend != "eager"
     ]
@@ -206,13 +269,32 @@ def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dt
         f"{attend} attention has no {what}, which {model.config.model_type} asks for: use eager." for what in lacks
     ]
     if attend == "varlen":
-        heads = getattr(text, "num_attention_heads", 1)
-        head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
         if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
             problems.append(f"varlen attention needs bf16 or fp16 on CUDA, not {dtype} on {device_type}: use sdpa.")
-        if head_dim > 256 or head_dim % 8:
-            problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
+        for head_dim in sorted({max(dims) for dims in _head_dims(model)}):
+            if head_dim > 256 or head_dim % 8:
+                problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
+    if attend == "fa4":
+        if not has_fa4():
+            problems.append(f"fa4 attention needs flash-attn-4, which is not installed: {INSTALL}.")
+        capability = find_capability(device_type)
+        found = (fa4_problems(dtype, capability, dims) for dims in sorted(_head_dims(model)))
+        problems += dict.fromkeys(problem for several in found for problem in several)
     return problems
+
+
+def _head_dims(model: PreTrainedModel) -> set[tuple[int, int]]:
+    """The dims of queries and of values of every attention module that tells; else what the configuration says."""
+    found = set()
+    for module in model.modules():
+        dim = getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None)
+        if "Attention" in type(module).__name__ and isinstance(dim, int):
+            found.add((dim, getattr(module, "v_head_dim", None) or dim))
+    if found:
+        return found
+    text = model.config.get_text_config()
+    dim = getattr(text, "head_dim", None) or text.hidden_size // getattr(text, "num_attention_heads", 1)
+    return {(dim, dim)}
 
 
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
