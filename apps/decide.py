@@ -113,7 +113,9 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     facts = attempt(problems, describe, model) if model else None
     if model:
         problems += unsupported(model, seq_len=config.seq_len)
-    plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute) if facts and spec else None
+    plan = None
+    if facts and spec:
+        plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute, sp_chunks=config.sp_chunks)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     name = config.tokenizer or own
     tokenizer = attempt(problems, read_tokenizer, name) if name else None

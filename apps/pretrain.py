@@ -3,6 +3,7 @@
     uv run apps/pretrain.py                                  a tiny model on a built-in corpus; nothing is downloaded
     uv run apps/pretrain.py --model qwen3-0.6b --data text/ --tokenizer Qwen/Qwen3-0.6B --out runs/mine
     uv run apps/pretrain.py --replicate 2 --shard 4          on eight local GPUs, or eight processes of a CPU
+    uv run apps/pretrain.py --sp 2 --seq-len 4096            each row cut between two of them
     torchrun --nnodes 2 --nproc-per-node 8 apps/pretrain.py  simply a rank, here and under Slurm's srun
 
 Without weights the model starts at random. A run found in --out is continued.
@@ -29,8 +30,9 @@ from omni_data import (
     stream_batches,
 )
 from omni_mesh import join_world, make_mesh
-from omni_models import fill_weights, flops_per_token, save_config, use_attention
+from omni_models import fill_weights, flops_per_token, map_attention, save_config, use_attention
 from omni_parallel import (
+    apply_ulysses,
     clip_grads_,
     gather_objects,
     init_state,
@@ -50,6 +52,7 @@ def main(config: Config) -> None:
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
         model = use_attention(run.model, run.attention)
+        model = apply_ulysses(model, mesh, run.plan, over=map_attention)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if run.found else config.weights, seed=config.seed)
@@ -90,7 +93,8 @@ def main(config: Config) -> None:
             micro, reach = [], 0.0
             for _ in range(run.batch // run.spec.dp // run.micro):
                 batch, cursor = next(batches)
-                micro.append(place(batch, run.facts.vocab_size, world.device))
+                part = mesh.tokens.get_local_rank("sp")
+                micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
                 reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
             waited = time.perf_counter() - began
             metrics = accumulate_grads_(model, micro, run.loss)

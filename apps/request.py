@@ -49,7 +49,7 @@ class Config:
     """Of random weights, the order of documents, and dropout."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of compute; the master weights, gradients and moments are float32. auto: bfloat16 on GPUs, float32 on CPUs."""
-    attention: Literal["auto", "eager", "sdpa", "varlen"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
@@ -58,5 +58,7 @@ class Config:
     keep: int = 2
     """Checkpoints to keep, newest first."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
+    sp_chunks: int = 1
+    """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
     recompute: RecomputeConfig = RecomputeConfig()
     optim: AdamWConfig = AdamWConfig()

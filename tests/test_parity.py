@@ -29,6 +29,20 @@ CUTS = {
     "replicate 2 x shard 2": (4, {"mesh": MeshConfig(replicate=2, shard=2)}),
     "replicate 2 x shard 2, microbatches of 1": (4, {"mesh": MeshConfig(replicate=2, shard=2), "micro": 1}),
     "shard 4, recompute all": (4, {"mesh": MeshConfig(shard=4), "recompute": RecomputeConfig(every=1)}),
+    "sp 2": (2, {"mesh": MeshConfig(shard=1, sp=2)}),
+    "sp 3": (3, {"mesh": MeshConfig(shard=1, sp=3), "recompute": RecomputeConfig(every=1)}),
+    "sp 4": (4, {"mesh": MeshConfig(shard=1, sp=4), "attention": "eager", "loss": "full"}),
+    "sp 2, in 2 chunks, recompute all but attention": (
+        2,
+        {
+            "mesh": MeshConfig(shard=1, sp=2),
+            "sp_chunks": 2,
+            "micro": 3,
+            "recompute": RecomputeConfig(every=1, keep="attention"),
+        },
+    ),
+    "shard 2 x sp 2": (4, {"mesh": MeshConfig(shard=2, sp=2), "micro": 2}),
+    "replicate 2 x sp 2": (4, {"mesh": MeshConfig(replicate=2, shard=1, sp=2)}),
 }
 """For each way: the number of ranks, and what it changes of the configuration."""
 

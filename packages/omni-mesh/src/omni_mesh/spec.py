@@ -21,7 +21,6 @@ from typing import Final
 NOT_BUILT: Final[Mapping[str, str]] = {
     "pp": "pipeline parallelism",
     "cp": "context parallelism",
-    "sp": "sequence parallelism",
     "tp": "tensor parallelism",
     "ep": "expert parallelism",
 }

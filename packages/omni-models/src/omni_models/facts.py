@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from omni_models.support import unsplittable
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -16,6 +18,12 @@ class ModelFacts:
     """Names of the repeated blocks, in the order of the forward pass."""
     experts: tuple[str, ...]
     """Names of the modules that hold the weights of many experts."""
+    decoder: str
+    """Name of the module that takes embedded rows through the blocks; "" is the model itself."""
+    rotaries: tuple[str, ...]
+    """Names of the modules whose encoding of a position depends on the length of its document."""
+    unsplittable: tuple[str, ...]
+    """Kinds of layers that carry something along a row and pass no seam."""
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -55,6 +63,9 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         model_type=model.config.model_type,
         blocks=block_names(model),
         experts=experts,
+        decoder=decoder_name(model),
+        rotaries=(),
+        unsplittable=unsplittable(model),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_heads=heads,
@@ -89,6 +100,12 @@ def block_names(model: PreTrainedModel) -> tuple[str, ...]:
         if is_block and not any(name.startswith(f"{outer}.") for outer in names):
             names.append(name)
     return tuple(names)
+
+
+def decoder_name(model: PreTrainedModel) -> str:
+    """Name of the module that transformers calls the decoder; "" where that is the model itself."""
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
 def _holds_experts(module: nn.Module) -> bool:

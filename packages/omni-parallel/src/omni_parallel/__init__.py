@@ -1,4 +1,4 @@
-"""Parallel training as functions over a model: sharding, recomputation, clipping, the training state."""
+"""Parallel training as functions over a model: sequence ranks, sharding, recomputation, clipping, the training state."""
 
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.optim import AdamWConfig as AdamWConfig
@@ -23,3 +23,8 @@ from omni_parallel.schedules import constant as constant
 from omni_parallel.schedules import linear as linear
 from omni_parallel.schedules import warmup_cosine as warmup_cosine
 from omni_parallel.schedules import warmup_stable_decay as warmup_stable_decay
+from omni_parallel.ulysses import AttentionFn as AttentionFn
+from omni_parallel.ulysses import apply_ulysses as apply_ulysses
+from omni_parallel.ulysses import heads_to_seq as heads_to_seq
+from omni_parallel.ulysses import seq_to_heads as seq_to_heads
+from omni_parallel.ulysses import ulysses as ulysses

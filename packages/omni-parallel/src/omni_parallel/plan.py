@@ -30,6 +30,21 @@ class ModelFacts(Protocol):
         """Key and value heads of one attention layer."""
         ...
 
+    @property
+    def decoder(self) -> str:
+        """Name of the module that takes embedded rows through the blocks; "" is the model itself."""
+        ...
+
+    @property
+    def rotaries(self) -> tuple[str, ...]:
+        """Names of the modules whose encoding of a position depends on the whole row."""
+        ...
+
+    @property
+    def unsplittable(self) -> tuple[str, ...]:
+        """Kinds of layers that carry something along the row by other means than attention."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RecomputeConfig:
@@ -79,31 +94,48 @@ class ParallelPlan:
     """Free a block's gathered parameters between its forward and its backward pass (ZeRO-3), or keep them (ZeRO-2)."""
     prefetch: int = 1
     """How many blocks ahead parameters are gathered, in both directions."""
+    decoder: str = ""
+    """The module at whose door rows are cut among sequence ranks."""
+    rotaries: tuple[str, ...] = ()
+    """Position encodings that are made for the whole row before they are cut."""
+    sp_chunks: int = 1
+    """Parts of a sequence rank's heads: the collective of one runs under the attention of another."""
 
 
-def plan_parallel(facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConfig = RecomputeConfig()) -> ParallelPlan:
-    """What to shard and what to recompute for a model of these facts on a mesh of this spec.
+def plan_parallel(
+    facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConfig = RecomputeConfig(), sp_chunks: int = 1
+) -> ParallelPlan:
+    """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
     Args:
         facts: what is known of the model.
         spec: the resolved sizes of the mesh.
         recompute: which blocks trade compute for memory.
+        sp_chunks: parts of the heads of a sequence rank, which overlap; 1 for no overlap.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
 
     >>> from types import SimpleNamespace
     >>> from omni_mesh import MeshConfig, resolve_mesh
-    >>> facts = SimpleNamespace(blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2)
+    >>> facts = SimpleNamespace(
+    ...     blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2,
+    ...     decoder="", rotaries=(), unsplittable=())
     >>> plan_parallel(facts, resolve_mesh(MeshConfig(), 2), recompute=RecomputeConfig(every=2)).recompute
     ('layers.0', 'layers.2')
     """
     problems = [
-        f"{count}={having} does not divide by {axis}={size}: choose {axis} among the divisors of {having}."
-        for axis, size in (("tp", spec.tp), ("sp", spec.sp))
+        f"{count}={having} does not divide by tp={spec.tp}: choose tp among the divisors of {having}."
         for count, having in (("num_heads", facts.num_heads), ("num_kv_heads", facts.num_kv_heads))
-        if having % size
+        if having % spec.tp
     ]
+    if spec.sp > 1 and facts.unsplittable:
+        problems.append(
+            f"sp={spec.sp} cannot cut rows for {', '.join(facts.unsplittable)}, which carry something along the row "
+            "beside attention: leave sp at 1 and shard over more ranks."
+        )
+    if not 1 <= sp_chunks <= (most := max(1, -(-facts.num_heads // spec.sp))):
+        problems.append(f"sp_chunks={sp_chunks}: the heads of a rank can be cut into 1 (no overlap) to {most} parts.")
     if recompute.every < 0:
         problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
     if recompute.keep not in KEPT:
@@ -119,4 +151,7 @@ def plan_parallel(facts: ModelFacts, spec: MeshSpec, *, recompute: RecomputeConf
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
         keep=KEPT[recompute.keep],
         reshard_after_forward=spec.fsdp > 1,
+        decoder=facts.decoder,
+        rotaries=facts.rotaries,
+        sp_chunks=sp_chunks,
     )

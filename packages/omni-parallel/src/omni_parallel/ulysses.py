@@ -1,0 +1,330 @@
+"""Sequence parallelism by all-to-all: each rank of a group holds a slice of every row, and attention swaps tokens for
+heads (DeepSpeed Ulysses, Jacobs et al., 2023, arXiv:2309.14509).
+
+Every rank of the group passes the whole row to the model. Where the row enters the decoder it is cut, so whatever lies
+before (embedding, images among the text, position ids) sees all of it; the model gives this rank's slice back, and the
+caller cuts the labels alike. Attention is wrapped, not replaced: between two collectives, one for queries, keys and
+values together and one for the output, the function that was there sees every token of some of the heads, so any
+variant of attention stays what it was. Gradients of parameters are sums over the ranks of the group, which is why
+these ranks are part of the fsdp axis.
+
+Dimensions: B rows, S tokens a row, s = ceil(S / P) tokens of it on each of P ranks, N query heads, K key and value
+heads, n heads of this rank, D head dim. A row that does not divide is lengthened by tokens that attention never sees.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omni_mesh import Mesh
+from omni_parallel.heads import repeated_heads
+from omni_parallel.plan import ParallelPlan
+from omni_parallel.swap import Crossing, Route, arrive, assemble, cross_to_heads, cross_to_tokens, find_route
+
+M = TypeVar("M", bound=nn.Module)
+AttentionFn = Callable[..., tuple[Tensor, Tensor | None]]
+"""(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts) -> (out_BSND, weights or None); keys and values may be None."""
+Over = Callable[[Any, Callable[[AttentionFn], AttentionFn]], Any]
+"""What replaces every attention `a` of a module by `f(a)`."""
+
+WHOLE = "whole_position_ids"
+"""The fact that tells attention of the row that its slice is of: the positions (B, S) of all its tokens."""
+
+_PER_TOKEN = ("g", "beta")
+"""Facts with a value for each head and token, (B, N, S): they travel with the queries."""
+
+_PER_HEAD = ("s_aux", "weight", "bias")
+"""Facts with a value for each head, (N, ...): each rank reads those of its own."""
+
+_CUT = ("input_ids", "inputs_embeds", "token_type_ids", "mm_token_type_ids", "per_layer_inputs")
+"""Inputs of a decoder that have a value for each token, (B, S, ...)."""
+
+
+def seq_to_heads(x_BNsD: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """(B, N, s, D) to (B, n, S, D): all heads of some tokens to all tokens of some heads, for S = P * s.
+
+    Differentiable. Collective. Heads that do not divide are dealt unevenly, as `deal_heads` says.
+    """
+    route = find_route(group, x_BNsD.shape[1], x_BNsD.shape[1], 1)
+    crossing = Crossing(route, [route.num_heads])
+    return arrive(crossing, 0, cross_to_heads(crossing, [x_BNsD])[0])[0]
+
+
+def heads_to_seq(x_BSnD: Tensor, group: dist.ProcessGroup, *, num_heads: int | None = None) -> Tensor:
+    """(B, S, n, D) to (B, s, N, D): the inverse of `seq_to_heads`, up to where attention puts its heads.
+
+    Differentiable. Collective.
+
+    Args:
+        x_BSnD: the heads of this rank; S is a multiple of the ranks.
+        group: the ranks that share the row.
+        num_heads: N; left out, every rank has n heads.
+    """
+    num_heads = num_heads or x_BSnD.shape[2] * dist.get_world_size(group)
+    crossing = Crossing(find_route(group, num_heads, num_heads, 1), [num_heads])
+    return assemble(crossing, [cross_to_tokens(crossing, 0, x_BSnD.transpose(1, 2))]).transpose(1, 2)
+
+
+def ulysses(group: dist.ProcessGroup, *, chunks: int = 1) -> Callable[[AttentionFn], AttentionFn]:
+    """The transformation of an attention over whole rows into one over the slices that the ranks of `group` hold.
+
+    The new function takes this rank's tokens and gives the output of this rank's tokens. Two collectives forward and
+    two backward, times `chunks`. What its facts say of documents (`cu_seqlens`, `max_seqlen`) is of the whole rows;
+    the fact `whole_position_ids` (B, S) must be among them, and says how long a row is.
+
+    Args:
+        group: the ranks that share each row, in the order of their slices.
+        chunks: parts of this rank's heads, so that the collective of one runs under the attention of another.
+    """
+
+    def transform(attend: AttentionFn) -> AttentionFn:
+        def attend_across(
+            module: nn.Module,
+            q_BNsD: Tensor,
+            k_BKsD: Tensor | None,
+            v_BKsD: Tensor | None,
+            mask: Tensor | None = None,
+            **facts: Any,
+        ) -> tuple[Tensor, None]:
+            whole_BS = facts.pop(WHOLE, None)
+            sent = {"q": q_BNsD, "k": k_BKsD, "v": v_BKsD}
+            sent |= {name: None if (x := facts.get(name)) is None else x.unsqueeze(-1) for name in _PER_TOKEN}
+            here = {name: x for name, x in sent.items() if x is not None}
+            length = _row_length(module, here, whole_BS, dist.get_world_size(group), mask)
+            counts = {name: x.shape[1] for name, x in here.items()}
+            route = find_route(group, max(counts.values()), min(counts.values()), chunks)
+            # One collective carries one dtype; what is widened on the way is given back as it was.
+            wide = _widest(here)
+            going = Crossing(route, list(counts.values()))
+            coming = Crossing(route, [route.num_heads])
+            tokens = cross_to_heads(going, [x.to(wide) for x in here.values()])
+            facts = {**facts, "position_ids": whole_BS}
+            returned = []
+            for chunk, token in enumerate(tokens):
+                arrived = arrive(going, chunk, token)
+                named = {name: x.to(here[name].dtype) for name, x in zip(here, arrived, strict=True)}
+                run = route.runs[chunk][route.rank]
+                if run:
+                    mine = _even_out({name: x[:, :, :length] for name, x in named.items()}, route, run, counts)
+                    told = facts | _facts_of(route, run, facts)
+                    told |= {name: mine.pop(name).squeeze(-1) for name in _PER_TOKEN if name in mine}
+                    out_BSnD = attend(module, mine["q"], mine.get("k"), mine.get("v"), mask, **told)[0]
+                    out_BnSD = out_BSnD.transpose(1, 2)
+                    if missing := named["q"].shape[2] - length:
+                        # Tokens that only lengthen the row get an output of zero.
+                        out_BnSD = F.pad(out_BnSD, (0, 0, 0, missing))
+                else:
+                    # A rank without heads joins every collective all the same, and has a gradient for what it read.
+                    out_BnSD = named["v" if "v" in named else "q"]
+                    for value in _facts_of(route, run, facts).values():
+                        out_BnSD = out_BnSD * value.sum().to(out_BnSD.dtype)
+                returned.append(cross_to_tokens(coming, chunk, out_BnSD))
+            return assemble(coming, returned).transpose(1, 2), None
+
+        return attend_across
+
+    return transform
+
+
+def apply_ulysses(model: M, mesh: Mesh, plan: ParallelPlan, *, over: Over) -> M:
+    """The same model, which takes whole rows and gives this rank's slice of them. Donates `model`.
+
+    Apply it after the attention is chosen and before `shard_fsdp`. It does nothing on a mesh without sequence ranks.
+    Labels are the caller's to cut (`omni_data.shard_sequence`), after they were shifted.
+
+    Args:
+        model: every rank of a sequence group calls it with the same arguments: whole rows, `position_ids` of whole
+            rows, documents of whole rows (`cu_seqlens`, `max_seqlen`).
+        mesh: rows are cut over its axis sp.
+        plan: names the decoder, at whose door rows are cut; the position encodings that depend on the whole row; and
+            into how many chunks heads are cut to overlap.
+        over: replaces every attention of a module, as `omni_models.map_attention` does.
+
+    Raises:
+        ValueError: in the call of the model, where its inputs contradict one another or cannot be cut.
+    """
+    if mesh.spec.sp == 1:
+        return model
+    group = mesh.tokens.get_group("sp")
+    decoder = model.get_submodule(plan.decoder)
+    over(decoder, ulysses(group, chunks=plan.sp_chunks))
+    for name in plan.rotaries:
+        rotary = model.get_submodule(name)
+        rotary.forward = partial(_encode_whole, group, rotary.forward)
+    names = tuple(inspect.signature(decoder.forward).parameters)
+    decoder.register_forward_pre_hook(partial(_cut_inputs, group, names), with_kwargs=True)
+    return model
+
+
+def cut_row(x: Tensor, dim: int, index: int, count: int, *, fill: int | None = None) -> Tensor:
+    """The `index`-th of `count` slices of `x` along `dim`, ceil(S / count) long. Pure.
+
+    What is missing at the end is filled with `fill`; with the last token if that is None, whose values no layer can
+    trip over.
+    """
+    size = x.shape[dim]
+    part = -(-size // count)
+    if size % count == 0:
+        return x.narrow(dim, index * part, part)
+    place = torch.arange(index * part, (index + 1) * part, device=x.device)
+    cut = x.index_select(dim, place.clamp(max=size - 1))
+    if fill is None:
+        return cut
+    beyond = (place >= size).view(-1, *[1] * (x.ndim - 1 - dim % x.ndim))
+    return cut.masked_fill(beyond, fill)
+
+
+def _cut_inputs(
+    group: dist.ProcessGroup, names: tuple[str, ...], decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a decoder, cut to this rank's slice; of the whole row attention is told the positions."""
+    index, count = dist.get_rank(group), dist.get_world_size(group)
+    inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+    entering = inputs.get("inputs_embeds")
+    entering = inputs.get("input_ids") if entering is None else entering
+    if entering is None:
+        raise ValueError(f"{type(decoder).__name__} was called without input_ids and without inputs_embeds.")
+    B, S = entering.shape[:2]
+    positions = inputs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(S, device=entering.device).expand(B, S)
+    _refuse_contradictions(type(decoder).__name__, inputs, positions, B, S)
+    mask_BS, features = inputs.get("visual_pos_masks"), inputs.get("deepstack_visual_embeds")
+    if mask_BS is not None:
+        # One feature for each True, in the order of the flattened mask.
+        which_BS = (mask_BS.flatten().cumsum(0) - 1).view(B, S)
+        mask_Bs = cut_row(mask_BS, 1, index, count, fill=False)
+        which = cut_row(which_BS, 1, index, count)[mask_Bs]
+        inputs["visual_pos_masks"] = mask_Bs
+        inputs["deepstack_visual_embeds"] = None if features is None else [feature[which] for feature in features]
+    for name in _CUT:
+        if inputs.get(name) is not None:
+            inputs[name] = cut_row(inputs[name], 1, index, count)
+    # Beyond the row every token is a document of its own, which reaches no other.
+    inputs["position_ids"] = cut_row(positions, -1, index, count, fill=0)
+    inputs["attention_mask"] = None
+    # Of (4, B, S) positions the first are those of the text; (3, B, S) tell nothing of documents.
+    text = positions if positions.ndim == 2 else positions[0] if len(positions) == 4 else None
+    inputs[WHOLE] = torch.arange(S, device=entering.device).expand(B, S) if text is None else text.expand(B, S)
+    return (), inputs
+
+
+def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tensor, B: int, S: int) -> None:
+    """Raise one `ValueError` with every reason why these inputs of a decoder cannot be cut."""
+    problems = []
+    if positions.shape[-1] != S:
+        problems.append(
+            f"position_ids are of {positions.shape[-1]} tokens, the row of {S}: pass whole rows, which are cut here."
+        )
+    mask = inputs.get("attention_mask")
+    if mask is not None and not isinstance(mask, Tensor):
+        problems.append(
+            f"attention_mask is a {type(mask).__name__}: say where documents end by cu_seqlens, and pass no mask."
+        )
+    elif mask is not None and mask.shape != (B, S):
+        problems.append(f"attention_mask is {list(mask.shape)}, the rows are {[B, S]}: pass no mask.")
+    elif mask is not None and not bool(mask.all()):
+        problems.append("attention_mask has zeros: say where documents end by cu_seqlens, and pass no mask.")
+    if inputs.get("past_key_values") is not None:
+        problems.append("past_key_values cannot be cut: sequence parallelism trains and reads no cache.")
+    longest = inputs.get("max_seqlen")
+    if longest is not None and int(longest) > S:
+        problems.append(f"max_seqlen={longest} is longer than the row of {S} tokens.")
+    bounds = inputs.get("cu_seqlens")
+    if bounds is not None and not bounds.is_cuda and int(bounds[-1]) != B * S:
+        problems.append(f"cu_seqlens ends at {int(bounds[-1])}, but {B} rows of {S} tokens end at {B * S}.")
+    known = (*_CUT, "visual_pos_masks")
+    problems += [
+        f"{key} has {S} tokens, and how it is cut is not known here."
+        for key, value in inputs.items()
+        if key not in known
+        and any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == S and key not in _KEPT for x in _flat(value))
+    ]
+    if problems:
+        raise ValueError(f"{name} cannot be cut along the row:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+_KEPT = ("position_ids", "attention_mask", "past_key_values", "deepstack_visual_embeds")
+"""Inputs with tokens that are looked at one by one."""
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _encode_whole(
+    group: dist.ProcessGroup,
+    encode: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    position_ids: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, ...]:
+    """A position encoding of this rank's tokens that depends on the whole row: made for all of it, then cut."""
+    index, count = dist.get_rank(group), dist.get_world_size(group)
+    flat = position_ids.movedim(-1, 0).contiguous()
+    whole = flat.new_empty(count * len(flat), *flat.shape[1:])
+    dist.all_gather_into_tensor(whole, flat, group=group)
+    encoded = encode(x, whole.movedim(0, -1), *args, **kwargs)
+    return tuple(cut_row(part, -2, index, count) for part in encoded)
+
+
+def _row_length(
+    module: nn.Module, here: Mapping[str, Tensor], whole_BS: Tensor | None, ranks: int, mask: Tensor | None
+) -> int:
+    """S, if what attention was given can be swapped at all."""
+    name, tokens = type(module).__name__, here["q"].shape[2]
+    if whole_BS is None:
+        raise ValueError(
+            f"{name} was called with a slice of a row and not told of the row ({WHOLE} is missing): "
+            "use apply_ulysses, which cuts rows where they enter the decoder, on a model that hands on its arguments."
+        )
+    S = whole_BS.shape[-1]
+    problems = [
+        f"{which} is of {x.shape[2]} tokens, this rank's slice of a row of {S} over {ranks} ranks is of "
+        f"{-(-S // ranks)}: only attention of a row to itself can be cut."
+        for which, x in here.items()
+        if x.shape[2] != -(-S // ranks)
+    ]
+    most = max(x.shape[1] for x in here.values())
+    problems += [
+        f"{which} has {x.shape[1]} heads, which do not divide {most}: each must serve as many of the others."
+        for which, x in here.items()
+        if most % x.shape[1]
+    ]
+    if mask is not None:
+        problems.append(f"a mask {list(mask.shape)} came along, of which only {tokens} tokens are here.")
+    if problems:
+        raise ValueError(f"the attention of {name} cannot be cut by heads:\n" + "\n".join(f"  - {p}" for p in problems))
+    return S
+
+
+def _widest(here: Mapping[str, Tensor]) -> torch.dtype:
+    first, *others = {x.dtype for x in here.values()}
+    for dtype in others:
+        first = torch.promote_types(first, dtype)
+    return first
+
+
+def _even_out(named: dict[str, Tensor], route: Route, run: range, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The same tensors, with heads repeated where they would serve unequal numbers of the others."""
+    evened = {}
+    for name, x in named.items():
+        index = repeated_heads(run, route.num_heads // counts[name])
+        evened[name] = x if index is None else x.index_select(1, torch.tensor(index, device=x.device))
+    return evened
+
+
+def _facts_of(route: Route, run: range, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that have a value for each head, of this rank's heads."""
+    values = {name: facts[name] for name in _PER_HEAD if facts.get(name) is not None}
+    for name, value in values.items():
+        if len(value) != route.num_heads:
+            raise ValueError(f"{name} has {len(value)} values for {route.num_heads} heads: one for each can be cut.")
+    return {name: value[run.start : run.stop] for name, value in values.items()}
