@@ -32,6 +32,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 3.0,
         "final_logit_softcapping": 2.0,
     },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "cohere": {"model_type": "cohere", "logit_scale": 0.5},
     "granite": {"model_type": "granite", "logits_scaling": 4.0},
     "gpt_oss": {

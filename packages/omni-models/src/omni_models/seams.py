@@ -14,6 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from omni_models.attention import ATTENTIONS, AttentionFn
 from omni_models.linear import CONV, RULE, use_linear
+from omni_models.rope import exact_rope
 from omni_models.support import is_attention
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -26,7 +27,8 @@ _ATTEND = "omni_attention"
 def use_attention(model: M, attend: str | AttentionFn) -> M:
     """The same model, every attention module of which calls `attend`. Donates `model`.
 
-    Its gated delta rule layers, if it has such, keep documents apart from then on too.
+    What else depends on where documents end does so from then on too, if it has such: its gated delta rule layers
+    (`omni_models.linear`) and its position encodings (`omni_models.rope`).
 
     Args:
         model: any model whose attention goes through transformers' attention interface.
@@ -52,7 +54,7 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
-    return use_linear(model)
+    return exact_rope(use_linear(model))
 
 
 def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
