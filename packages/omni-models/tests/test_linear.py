@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 from functools import partial
 from itertools import pairwise
 
@@ -77,6 +78,19 @@ def test_linear_attention_is_not_refused(family: str) -> None:
     assert unsupported(build_model(make_config(family), device="meta")) == []
 
 
+@pytest.mark.parametrize("family", LINEAR_FAMILIES)
+def test_without_facts_each_row_is_one_document(family: str) -> None:
+    ours = make_model(family)
+    plain = make_plain(ours)
+    ids_BS = make_rows()[0]
+    expected = plain(input_ids=ids_BS, use_cache=False).logits
+    got = use_attention(ours, "eager")(input_ids=ids_BS, use_cache=False).logits
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+# Older versions of transformers lay each query head beside its value heads in the layer, and their rule takes no fewer.
+TAKES_GROUPS = "num_k_heads" in inspect.unwrap(modeling.torch_chunk_gated_delta_rule).__code__.co_varnames
+HEADS = 2 if TAKES_GROUPS else 4
 LENGTHS = [70, 1, 130, 2, 64, 65, 0, 3, 49, 384]
 """Documents of four powers of two, and one of no tokens, in two rows of 384."""
 
@@ -96,9 +110,9 @@ def grads_of(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((out * weight).sum(), inputs))
 
 
-@pytest.mark.parametrize("values", [2, 4])
-def test_the_rule_runs_each_document_alone_in_few_calls(values: int) -> None:
-    bounds, inputs = make_inputs(2, values)
+@pytest.mark.parametrize("heads", sorted({HEADS, 4}))
+def test_the_rule_runs_each_document_alone_in_few_calls(heads: int) -> None:
+    bounds, inputs = make_inputs(heads, 4)
     calls = []
 
     def counted(*args, **kwargs):
@@ -151,7 +165,7 @@ def test_the_convolution_runs_each_document_alone_in_one_call(biased: bool) -> N
 
 
 def test_a_row_of_one_document_takes_one_call_without_copies() -> None:
-    _, (q, k, v, g, beta) = make_inputs(2, 4)
+    _, (q, k, v, g, beta) = make_inputs(HEADS, 4)
     seen = []
 
     def spied(*args, **kwargs):
@@ -175,10 +189,11 @@ def test_a_rank_without_heads_computes_nothing_and_differentiates_all() -> None:
 
 
 def test_a_part_of_the_heads_gives_that_part_of_the_output() -> None:
-    bounds, (q, k, v, g, beta) = make_inputs(2, 4)
+    bounds, (q, k, v, g, beta) = make_inputs(HEADS, 4)
     rule, facts = separate_rule(modeling.torch_chunk_gated_delta_rule), {"cu_seqlens": bounds, "max_seqlen": 384}
     whole, _ = rule(nn.Identity(), q, k, v, None, g=g, beta=beta, **facts)
-    part, _ = rule(nn.Identity(), q[:, 1:], k[:, 1:], v[:, 2:], None, g=g[:, 2:], beta=beta[:, 2:], **facts)
+    half = HEADS // 2
+    part, _ = rule(nn.Identity(), q[:, half:], k[:, half:], v[:, 2:], None, g=g[:, 2:], beta=beta[:, 2:], **facts)
     assert torch.allclose(part, whole[:, :, 2:], atol=1e-6)
 
 

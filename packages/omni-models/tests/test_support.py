@@ -1,10 +1,12 @@
 """What would be silently wrong on packed rows is refused by name, and what is exact is not."""
 
 import pytest
-from shapes import EXPERTS, FAMILIES, SHAPE, make_config
+from shapes import EXPERTS, FAMILIES, LINEAR_FAMILIES, SHAPE, make_config
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from omni_models import build_model, unsupported
+from omni_models.support import unsplittable
 
 SMALL = {**SHAPE, "head_dim": 8}
 REFUSED = {
@@ -21,6 +23,24 @@ REFUSED = {
     "bloom": ({}, "does not call transformers' attention interface"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "ShortConv carries something"),
     "minimax": ({"num_local_experts": 2}, "LightningAttention carries something"),
+    "kimi_linear": ({}, "KimiLinearDeltaAttention carries something"),
+    "bamba": ({"attn_layer_indices": [1], "mamba_n_heads": 4}, "BambaMixer carries something"),
+    "falcon_h1": ({}, "FalconH1Mixer carries something"),
+    "recurrent_gemma": ({}, "RecurrentGemmaRecurrentBlock, RecurrentGemmaRglru carries something"),
+    "qwen4_exp_text": (
+        {
+            "num_hidden_layers": 4,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 8,
+            "indexer_compress_ratio": 4,
+            "ple_layer_ids": [1],
+            "ple_embed_dim": 16,
+            "ngram_vocab_size_base": 32,
+        },
+        "Qwen4ExpTextNGramEmbedding, Qwen4ExpTextPLELayer, Qwen4ExpTextQSAIndexer carries something",
+    ),
 }
 
 
@@ -28,21 +48,39 @@ REFUSED = {
 def test_what_packed_rows_would_get_wrong_is_refused(kind: str) -> None:
     fields, reason = REFUSED[kind]
     config = AutoConfig.for_model(kind, **SMALL | fields)
-    assert reason in " ".join(unsupported(build_model(config, device="meta"), seq_len=24))
+    assert reason in " ".join(unsupported(build_model(config, device="meta")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_exact_is_not_refused(family: str) -> None:
-    assert unsupported(build_model(make_config(family), device="meta"), seq_len=24) == []
+    assert unsupported(build_model(make_config(family), device="meta")) == []
 
 
-@pytest.mark.parametrize(("seq_len", "refused"), [(16, False), (17, True), (None, True)])
-def test_positions_that_grow_with_the_row_are_exact_up_to_their_length(seq_len: int | None, refused: bool) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 16}
+@pytest.mark.parametrize("rope_type", ["dynamic", "yarn"])
+def test_positions_that_depend_on_length_are_exact(rope_type: str) -> None:
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 16}
     config = make_config("llama", max_position_embeddings=16, rope_parameters=rope)
-    reasons = unsupported(build_model(config, device="meta"), seq_len=seq_len)
-    assert bool(reasons) == refused
-    assert not refused or "dynamic position encoding" in reasons[0]
+    assert unsupported(build_model(config, device="meta")) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES | LINEAR_FAMILIES)
+def test_rows_of_what_passes_our_functions_can_be_split(family: str) -> None:
+    assert unsplittable(build_model(make_config(family), device="meta")) == ()
+
+
+class OtherGatedDeltaNet(nn.Module):
+    """As if transformers called its functions by other names."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states
+
+
+def test_a_gated_delta_rule_that_calls_other_functions_is_refused_by_name() -> None:
+    model = build_model(make_config("qwen3_next"), device="meta")
+    assert unsupported(model) == []
+    model.model.layers[0].linear_attn = OtherGatedDeltaNet()
+    assert unsplittable(model) == ("OtherGatedDeltaNet",)
+    assert "OtherGatedDeltaNet carries something from one packed document" in unsupported(model)[0]
 
 
 def test_a_router_loss_is_not_dropped_in_silence() -> None:

@@ -244,8 +244,6 @@ def _rebind(forward: FunctionType) -> FunctionType:
     code's mapping of names does, and leaves the modeling file and other models alone.
     """
     names = {**forward.__globals__, _CONV_NAME: _call_conv, _RULE_NAME: _call_rule}
-    # torch.compile may look a name up in the module that `__name__` tells, and would find what is not called here.
-    del names["__name__"]
     rebound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     rebound.__kwdefaults__ = forward.__kwdefaults__
     return rebound

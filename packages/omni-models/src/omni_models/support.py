@@ -14,8 +14,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from omni_models.linear import is_linear
 
 _RECURRENT = (
-    *("Mamba", "Mixer", "GatedDelta", "DeltaAttention", "KDA", "LinearAttention", "LightningAttention", "Rwkv"),
-    *("xLSTM", "mLSTM", "RGLRU", "Rglru", "ShortConv", "Indexer", "NGram", "CCAProjection"),
+    *("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "Rglru"),
+    *("ShortConv", "Indexer", "NGram"),
 )
 """Parts of the names of layers that carry something along the row beside their attention."""
 
@@ -29,12 +29,11 @@ _BY_TYPE = {
 """Types whose trouble shows in no part of theirs."""
 
 
-def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[str]:
-    """Why `model` cannot be trained on packed rows exactly, in words; empty if it can.
+def unsupported(model: PreTrainedModel) -> list[str]:
+    """Why `model`, after `use_attention`, cannot be trained on packed rows exactly, in words; empty if it can.
 
     Args:
-        model: of any kind of transformers, also on the meta device.
-        seq_len: tokens of a row, if known: some position encodings are exact up to a length only.
+        model: of any kind of transformers, before or after, also on the meta device.
     """
     config, text = model.config, model.config.get_text_config()
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
@@ -61,10 +60,6 @@ def unsupported(model: PreTrainedModel, *, seq_len: int | None = None) -> list[s
         (
             _has_window(text) and attentions and not any(_passes_window(module) for module in attentions),
             "it keeps its sliding window in a mask, which packed rows do not have",
-        ),
-        (
-            _outgrows(text, seq_len),
-            f"its {_rope_type(text)} position encoding changes with the longest document of a row",
         ),
         (
             getattr(text, "output_router_logits", False) and getattr(text, "router_aux_loss_coef", 0.0),
@@ -115,17 +110,3 @@ def _passes_window(module: nn.Module) -> bool:
         for base in type(module).__mro__
         if base.__module__.startswith("transformers.")
     )
-
-
-def _rope_type(text: PreTrainedConfig) -> str:
-    rope = getattr(text, "rope_parameters", None) or {}
-    return str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"
-
-
-def _outgrows(text: PreTrainedConfig, seq_len: int | None) -> bool:
-    """Whether a row may be long enough that the longest of its documents changes the encoding of the others."""
-    rope = getattr(text, "rope_parameters", None) or {}
-    if _rope_type(text) not in ("dynamic", "longrope"):
-        return False
-    limit = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", 0)
-    return seq_len is None or seq_len > limit
