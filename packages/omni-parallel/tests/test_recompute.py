@@ -1,16 +1,204 @@
-"""Laws of recomputation: nothing changes but when a block runs."""
+"""Laws of recomputation: nothing changes but when a block runs, and what is kept runs once."""
 
+import gc
+from collections import Counter
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import pytest
 import torch
-from toy import gradients, make_batch, make_toy, plan_toy
+import torch.distributed as dist
+import torch.nn.attention.varlen
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy import Block, Toy, gradients, make_batch, make_toy, plan_toy
 
-from omni_parallel import recompute_blocks
+from omni_mesh import MeshSpec
+from omni_mesh.mesh import Mesh
+from omni_parallel import ParallelPlan, RecomputeConfig, plan_parallel, recompute_blocks, shard_fsdp
+
+KEEPS = get_args(get_type_hints(RecomputeConfig)["keep"])
+ATTENTION, MATMUL = "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"
+RUNS: Counter[str] = Counter()
+"""How often each operator of this file ran."""
+
+
+@torch.library.custom_op("omni_test::attend", mutates_args=())
+def attend(x_BH: Tensor, dropout_p: float = 0.0) -> Tensor:
+    RUNS["attend"] += 1
+    mask_BH = torch.rand_like(x_BH) >= dropout_p if dropout_p else torch.ones_like(x_BH)
+    return torch.sin(x_BH) * mask_BH
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _differentiate(ctx, dout_BH):
+    x_BH, out_BH = ctx.saved_tensors
+    return dout_BH * torch.cos(x_BH) * (out_BH != 0), None
+
+
+attend.register_autograd(_differentiate, setup_context=_save)
+_LIBRARY = torch.library.Library("omni_test", "FRAGMENT")
+_LIBRARY.define("attend.shifted(Tensor x_BH, *, int shift) -> Tensor")
+_LIBRARY.impl("attend.shifted", lambda x_BH, shift: RUNS.update(["shifted"]) or x_BH + shift, "CPU")
+
+
+class Swapped(torch.autograd.Function):
+    """Attention between two collectives, as of a sequence split over ranks."""
+
+    @staticmethod
+    def forward(ctx, x_BH: Tensor) -> Tensor:
+        swapped_BH = torch.empty_like(x_BH)
+        dist.all_to_all_single(swapped_BH, x_BH.contiguous())
+        out_BH = attend(swapped_BH)
+        ctx.save_for_backward(swapped_BH, out_BH)
+        back_BH = torch.empty_like(out_BH)
+        dist.all_to_all_single(back_BH, out_BH)
+        return back_BH
+
+    @staticmethod
+    def backward(ctx, dout_BH: Tensor) -> Tensor:
+        dback_BH = torch.empty_like(dout_BH)
+        dist.all_to_all_single(dback_BH, dout_BH.contiguous())
+        return _differentiate(ctx, dback_BH)[0]
+
+
+class AttentionBlock(Block):
+    """A block of a linear layer, attention and dropout; the last one needs what comes before it again."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.kind = "sdpa"
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        self.calls += 1
+        h_BH = self.linear(self.norm(x_BH))
+        match self.kind:
+            case "sdpa":
+                h_BH = F.scaled_dot_product_attention(*(h_BH[None, None],) * 3)[0, 0]
+            case "operator":
+                h_BH = attend(h_BH)
+            case "overload":
+                h_BH = h_BH.sin() * torch.ops.omni_test.attend.shifted(x_BH.detach(), shift=1)
+            case "function":
+                h_BH = Swapped.apply(h_BH)
+            case "dropping":
+                h_BH = attend(h_BH, dropout_p=0.5)
+        return x_BH + self.drop(torch.tanh(h_BH))
+
+
+class Count(TorchDispatchMode):
+    """Counts what reaches the kernels: what is kept is answered above this mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.runs[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def make_attention_toy(kind: str = "sdpa") -> Toy:
+    model = make_toy()
+    torch.manual_seed(0)
+    model.layers = nn.ModuleList(AttentionBlock(7) for _ in model.blocks)
+    for layer in model.layers:
+        layer.kind = kind
+    return model.train()
+
+
+def plan_keep(keep: str, every: int = 1) -> ParallelPlan:
+    return plan_parallel(make_toy(), MeshSpec(), recompute=RecomputeConfig(every, keep))
+
+
+def assert_same(plain: dict[str, Tensor], again: dict[str, Tensor]) -> None:
+    assert plain.keys() == again.keys()
+    for name, grad in plain.items():
+        assert torch.equal(grad, again[name]), name
 
 
 def test_gradients_are_bit_equal_with_dropout() -> None:
     plain = gradients(make_toy(), make_batch())
     again = gradients(recompute_blocks(make_toy(), plan_toy(every=1)), make_batch())
-    assert plain.keys() == again.keys()
-    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert_same(plain, again)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("keep", KEEPS)
+def test_gradients_are_bit_equal_whatever_is_kept(keep: str, every: int) -> None:
+    plain = gradients(make_attention_toy(), make_batch())
+    assert_same(plain, gradients(recompute_blocks(make_attention_toy(), plan_keep(keep, every)), make_batch()))
+
+
+@pytest.mark.parametrize(("keep", "attentions", "matmuls"), [("nothing", 2, 2), ("attention", 1, 2), ("matmuls", 1, 1)])
+def test_what_is_kept_runs_once_and_the_rest_twice(keep: str, attentions: int, matmuls: int) -> None:
+    with Count() as once:
+        gradients(make_attention_toy(), make_batch())
+    with Count() as count:
+        gradients(recompute_blocks(make_attention_toy(), plan_keep(keep)), make_batch())
+    assert once.runs[ATTENTION] == 3
+    assert count.runs[ATTENTION] == 3 * attentions
+    assert once.runs[MATMUL] == 3 + 2  # The embedding and the head are no blocks.
+    assert count.runs[MATMUL] == 3 * matmuls + 2
+    assert count.runs["aten::tanh"] == 6
+
+
+@pytest.mark.parametrize("kind", ["operator", "overload"])
+def test_an_operator_is_kept_by_its_name(kind: str) -> None:
+    plain = gradients(make_attention_toy(kind), make_batch())
+    for keep, runs in ((("omni_test::attend",), 3), ((), 6), (("omni_test::other",), 6)):
+        RUNS.clear()
+        model = recompute_blocks(make_attention_toy(kind), replace(plan_keep("nothing"), keep=keep))
+        assert_same(plain, gradients(model, make_batch()))
+        assert RUNS.total() == runs, keep
+
+
+def test_an_operator_that_drops_runs_again_so_that_later_dropout_is_the_same() -> None:
+    plain = gradients(make_attention_toy("dropping"), make_batch())
+    RUNS.clear()
+    plan = replace(plan_keep("nothing"), keep=("omni_test::attend",))
+    assert_same(plain, gradients(recompute_blocks(make_attention_toy("dropping"), plan), make_batch()))
+    assert RUNS["attend"] == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
+@pytest.mark.parametrize("kind", ["operator", "function"])
+def test_a_kept_operator_runs_once_between_collectives_and_under_sharding(kind: str, mesh: Mesh) -> None:
+    plain = gradients(make_attention_toy(kind), make_batch())
+    for keep, runs in ((("omni_test::attend",), 3), ((), 6)):
+        RUNS.clear()
+        plan = replace(plan_keep("nothing"), keep=keep)
+        model = shard_fsdp(recompute_blocks(make_attention_toy(kind), plan), mesh, plan, param_dtype=torch.float32)
+        sharded = gradients(model, make_batch())
+        assert_same(plain, {name: grad.full_tensor() for name, grad in sharded.items()})
+        assert RUNS["attend"] == runs, keep
+
+
+def held_bytes(keep: str) -> int:
+    """Bytes that a forward pass leaves behind for the backward pass."""
+    model, x_BI = recompute_blocks(make_attention_toy(), plan_keep(keep)), make_batch(64)
+    before = alive_bytes()
+    loss = model(x_BI).sum()
+    held = alive_bytes() - before
+    loss.backward()
+    return held
+
+
+def alive_bytes() -> int:
+    gc.collect()
+    storages = (x.untyped_storage() for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_each_keep_holds_more_than_the_one_before() -> None:
+    nothing, attention, matmuls = (held_bytes(keep) for keep in ("nothing", "attention", "matmuls"))
+    output = 3 * 64 * 7 * 4
+    assert output <= attention - nothing <= 2 * output
+    assert matmuls - attention == output
 
 
 def test_only_the_planned_blocks_run_twice() -> None:
@@ -19,5 +207,26 @@ def test_only_the_planned_blocks_run_twice() -> None:
     assert [layer.calls for layer in model.layers] == [2, 1, 2]
 
 
-def test_names_of_parameters_stay() -> None:
-    assert list(recompute_blocks(make_toy(), plan_toy(every=1)).state_dict()) == list(make_toy().state_dict())
+@pytest.mark.parametrize("keep", KEEPS)
+def test_names_of_parameters_stay(keep: str) -> None:
+    assert list(recompute_blocks(make_toy(), plan_keep(keep)).state_dict()) == list(make_toy().state_dict())
+
+
+def test_the_plan_names_what_is_kept() -> None:
+    nothing, attention, matmuls = (set(plan_keep(keep).keep) for keep in ("nothing", "attention", "matmuls"))
+    assert nothing == set()
+    assert {ATTENTION, "torch_attn::_varlen_attn", "omni::fa4_forward"} <= attention < matmuls
+    assert {MATMUL, "aten::mm", "aten::_grouped_mm"} <= matmuls - attention
+
+
+def test_the_operators_of_torch_have_the_names_of_the_plan() -> None:
+    names = [name for name in plan_keep("matmuls").keep if not name.startswith("omni::")]
+    gone = [name for name in names if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])]
+    assert not gone, f"this torch has no {', '.join(gone)}: name what replaces them in omni_parallel.plan."
+
+
+def test_keeping_where_nothing_is_recomputed_is_refused() -> None:
+    with pytest.raises(ValueError, match="recompute keep=attention but every=0 recomputes no block: set every=1"):
+        plan_keep("attention", every=0)
+    with pytest.raises(ValueError, match="recompute keep='attn': use one of nothing, attention, matmuls"):
+        plan_keep("attn")

@@ -196,8 +196,9 @@ def fa4(
     _refuse("fa4", dropout=dropout or None)
     B, N, S, D = q_BNSD.shape
     K, Dv = v_BKSD.shape[1], v_BKSD.shape[3]
-    # With shared keys the backward kernel wants one dim for all three; zeros beyond either add nothing.
-    wide = max(D, Dv) if N != K and Dv != D else 0
+    # The backward kernel wants one dim for all three where keys are shared, and the tiles of the forward kernel are cut
+    # for values no wider than queries. Zeros beyond the end of either add nothing.
+    wide = max(D, Dv) if Dv > D or (Dv < D and N != K) else 0
     if problems := fa4_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), (max(D, wide), max(Dv, wide))):
         raise ValueError(" ".join(problems) + " Use sdpa, or eager for softcap and sinks.")
     cu_seqlens, longest = _documents(q_BNSD, k_BKSD, facts)

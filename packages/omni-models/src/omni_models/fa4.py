@@ -72,7 +72,7 @@ def fa4_forward(  # noqa: PLR0917 An operator takes its arguments flat and by po
     Args:
         q: queries, dense or packed as above, bf16 or fp16.
         k: keys; each serves N/K query heads.
-        v: values. Where N > K, their dim must be that of the queries.
+        v: values. E is at most D, and D where N > K.
         cu_seqlens: (documents + 1,) int32, bounds of the documents; None for the dense form.
         max_seqlen: tokens of the longest document.
         scale: of the scores.

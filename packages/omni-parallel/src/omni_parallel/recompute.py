@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 from torch._ops import OpOverload
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from omni_parallel.plan import ParallelPlan
 
@@ -18,7 +23,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     """The same model, keeping only the inputs of each block in `plan.recompute`, and in those the outputs of the
-    operators in `plan.keep`. Donates `model`.
+    operators in `plan.keep`, wherever in the block they are called. Donates `model`.
 
     Names of modules and parameters stay. Numbers stay too: the random state of each block is kept and put back, so
     dropout draws the same mask twice. Apply it before `shard_fsdp`, whose hooks then run around the recomputation.
@@ -31,7 +36,16 @@ def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     return model
 
 
-def _policy(keep: frozenset[str], context: object, op: OpOverload, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _policy(
+    keep: frozenset[str], context: SelectiveCheckpointContext, op: OpOverload, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
     """An operator is kept whatever its overload: `aten::mm` names `aten::mm.dtype` too."""
-    name = op.name().partition(".")[0]
-    return CheckpointPolicy.MUST_SAVE if name in keep else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = op.name().partition(".")[0] in keep and not _drops(op, args, kwargs)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _drops(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call draws random numbers: skipped in the backward pass, it would leave the draws after it askew."""
+    # The schema is private to torch, and the only place that says which argument is the probability of dropout.
+    names = (argument.name for argument in op._schema.arguments)
+    return bool((dict(zip(names, args, strict=False)) | kwargs).get("dropout_p", 0.0))
