@@ -59,6 +59,8 @@ class Decision:
     dtype: torch.dtype
     attention: str
     loss: Literal["auto", "chunked", "full"]
+    keep: str
+    """What recomputed blocks keep all the same."""
     start: str
     """Where the weights come from, in words."""
     found: Path | None
@@ -68,6 +70,7 @@ class Decision:
         """The decisions in words, a line each."""
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         kept = len(self.plan.blocks) - len(self.plan.recompute)
+        but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
         return "\n".join(
             f"{name:<10}{text}"
             for name, text in (
@@ -80,7 +83,7 @@ class Decision:
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
                 ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
-                ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed"),
+                ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}"),
             )
         )
 
@@ -112,7 +115,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = attempt(problems, describe, model) if model else None
     if model:
-        problems += unsupported(model, seq_len=config.seq_len)
+        problems += unsupported(model)
     plan = None
     if facts and spec:
         plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute, sp_chunks=config.sp_chunks)
@@ -170,6 +173,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         dtype=dtype,
         attention=attention,
         loss=loss,
+        keep=config.recompute.keep,
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
     )

@@ -52,7 +52,7 @@ def main(config: Config) -> None:
         "command": " ".join(["uv run", f"apps/{config.app}", *config.args]),
         "note": config.note,
         "date": date.today().isoformat(),
-        "commit": config.commit or _ask("git", "rev-parse", "HEAD"),
+        "commit": config.commit or ask("git", "rev-parse", "HEAD"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "versions": {name: version(name) for name in ("torch", "transformers", "triton")}
         | {"cuda": torch.version.cuda},
@@ -76,7 +76,8 @@ def summarize(rows: list[dict[str, float]], skip: int) -> dict[str, float]:
     return {"steps": len(kept), **medians, "memory_gb": round(max(row["memory_gb"] for row in rows), 3)}
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
+    """What `command` prints. Effect: runs a process."""
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -43,7 +43,6 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "nowhere: no such folder",
         "warmup=99 steps must be at least 0 and fewer than the run's total=10",
         "shard=3 x sp=2 makes 6 ranks, but the world has 4",
-        "sp=2: sequence parallelism is not built yet; leave sp at 1",
     ):
         assert part in message
 
@@ -159,9 +158,9 @@ def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_tr
     code, told = ask("--stesp", "3")
     assert code == 2
     assert "--steps" in told
-    code, told = ask("--sp", "2", "--model", "tinny")
+    code, told = ask("--cp", "2", "--model", "tinny")
     assert code == 2
-    assert "sp=2: sequence parallelism is not built yet" in told
+    assert "cp=2: context parallelism is not built yet" in told
     assert "did you mean tiny?" in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())

@@ -74,7 +74,7 @@ def test_resolving_fills_in_what_is_left(known, left, axis):
 
 
 def test_any_axis_can_be_whatever_is_left():
-    for axis in ("pp", "cp", "sp", "tp"):
+    for axis in ("pp", "cp", "tp"):
         assert getattr(resolve_mesh(MeshConfig(**{"shard": 4, axis: -1}), 4), axis) == 1
         with pytest.raises(ValueError, match=f"{axis}=2: {NOT_BUILT[axis]} is not built yet"):
             resolve_mesh(MeshConfig(**{"shard": 4, axis: -1}), 8)
@@ -94,7 +94,6 @@ def test_every_problem_is_told_at_once():
         "replicate=2 x shard=3 x sp=2 makes 12 ranks, but the world has 8. What would fit: shard=2 or 12 ranks.",
         "ep=4 does not divide shard x cp x sp x tp = 6: experts are spread over the ranks of one replica. "
         "Set ep to one of 1, 2, 3, 6.",
-        "sp=2: sequence parallelism is not built yet; leave sp at 1.",
         "ep=4: expert parallelism is not built yet; leave ep at 1.",
     ]
     assert refusal(resolve_mesh, MeshConfig(replicate=0, shard=-1, cp=-1, tp=-2, ep=2), 0) == [

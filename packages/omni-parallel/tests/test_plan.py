@@ -13,6 +13,9 @@ class Facts:
     blocks: tuple[str, ...] = tuple(f"layers.{i}" for i in range(5))
     num_heads: int = 6
     num_kv_heads: int = 2
+    decoder: str = "model"
+    rotaries: tuple[str, ...] = ()
+    unsplittable: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(("every", "chosen"), [(0, ()), (1, (0, 1, 2, 3, 4)), (2, (0, 2, 4)), (3, (0, 3)), (9, (0,))])
@@ -29,11 +32,12 @@ def test_parameters_are_freed_after_forward_only_where_they_are_sharded() -> Non
 
 def test_all_that_does_not_divide_is_told_at_once() -> None:
     with pytest.raises(ValueError) as told:
-        plan_parallel(Facts(), MeshSpec(sp=4, tp=3), recompute=RecomputeConfig(-1))
+        facts = Facts(unsplittable=("MambaMixer carries something along the row beside attention",))
+        plan_parallel(facts, MeshSpec(sp=4, tp=3), recompute=RecomputeConfig(-1), sp_chunks=3)
     message = str(told.value)
     for part in (
-        "num_heads=6 does not divide by sp=4",
-        "num_kv_heads=2 does not divide by sp=4",
+        "sp_chunks=3: the heads of a rank can be cut into 1 (no overlap) to 2 parts",
+        "sp=4 cannot cut a row: MambaMixer carries something along the row beside attention. Leave sp at 1",
         "num_kv_heads=2 does not divide by tp=3: choose tp among the divisors of 2",
         "recompute every=-1",
     ):
@@ -44,3 +48,8 @@ def test_all_that_does_not_divide_is_told_at_once() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="names no repeated blocks"):
         plan_parallel(Facts(blocks=()), MeshSpec())
+
+
+def test_any_number_of_heads_can_be_cut_by_sequence_ranks() -> None:
+    plan = plan_parallel(Facts(rotaries=("model.rotary_emb",)), MeshSpec(sp=5))
+    assert (plan.decoder, plan.rotaries, plan.sp_chunks) == ("model", ("model.rotary_emb",), 1)

@@ -26,6 +26,9 @@ class Toy(nn.Module):
     blocks = ("layers.0", "layers.1", "layers.2")
     num_heads = 2
     num_kv_heads = 2
+    decoder = ""
+    rotaries = ()
+    unsplittable = ()
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()

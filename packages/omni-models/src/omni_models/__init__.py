@@ -14,9 +14,9 @@ from omni_models.loss import count_targets as count_targets
 from omni_models.loss import loss_problems as loss_problems
 from omni_models.loss import summed_loss as summed_loss
 from omni_models.presets import PRESETS as PRESETS
+from omni_models.rope import exact_rope as exact_rope
 from omni_models.seams import map_attention as map_attention
 from omni_models.seams import use_attention as use_attention
-from omni_models.support import unsplittable as unsplittable
 from omni_models.support import unsupported as unsupported
 from omni_models.weights import fill_weights as fill_weights
 from omni_models.weights import plan_weights as plan_weights

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from omni_models.support import unsplittable
+from omni_models.rope import length_dependent_rotaries
+from omni_models.support import row_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class ModelFacts:
     rotaries: tuple[str, ...]
     """Names of the modules whose encoding of a position depends on the length of its document."""
     unsplittable: tuple[str, ...]
-    """Kinds of layers that carry something along a row and pass no seam."""
+    """Why a row cannot be cut between ranks, in words; empty if it can."""
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -64,8 +65,8 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         blocks=block_names(model),
         experts=experts,
         decoder=decoder_name(model),
-        rotaries=(),
-        unsplittable=unsplittable(model),
+        rotaries=length_dependent_rotaries(model),
+        unsplittable=row_problems(model),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_heads=heads,

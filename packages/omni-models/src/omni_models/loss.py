@@ -70,6 +70,7 @@ def summed_loss(
         impl = choose_loss(model)
     if impl == "full":
         logits_BsV = model(**inputs, use_cache=False).logits
+        _refuse_unequal(labels_Bs, logits_BsV)
         return F.cross_entropy(
             logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), reduction="sum", ignore_index=IGNORE
         )
@@ -110,17 +111,21 @@ def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES) -> 
     return max(1, -(-tokens // chunks))
 
 
+def _refuse_unequal(labels_Bs: Tensor, states_BsX: Tensor) -> None:
+    if states_BsX.shape[:-1] != labels_Bs.shape:
+        raise ValueError(
+            f"{list(labels_Bs.shape)} labels met {list(states_BsX.shape[:-1])} hidden states: "
+            "cut labels and tokens alike."
+        )
+
+
 @contextmanager
 def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Tensor, int]]]:
     """While open, calling `head` gives the summed loss; the list holds what it gave, and its version."""
     losses: list[tuple[Tensor, int]] = []
 
     def forward(hidden_BsH: Tensor) -> Tensor:
-        if hidden_BsH.shape[:-1] != labels_Bs.shape:
-            raise ValueError(
-                f"{list(labels_Bs.shape)} labels met {list(hidden_BsH.shape[:-1])} hidden states: "
-                "cut labels and tokens alike."
-            )
+        _refuse_unequal(labels_Bs, hidden_BsH)
         hidden_TH, labels_T = hidden_BsH.flatten(0, -2), labels_Bs.flatten()
         chunk = chunk_tokens(len(hidden_TH), head.weight.shape[0])
         loss = chunked_cross_entropy(hidden_TH, head.weight, head.bias, labels_T, chunk)

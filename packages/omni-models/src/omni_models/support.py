@@ -78,6 +78,11 @@ def unsplittable(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(sorted({type(module).__name__ for module in model.modules() if _is_recurrent(module)}))
 
 
+def row_problems(model: PreTrainedModel) -> tuple[str, ...]:
+    """Why a row of `model` cannot be cut between ranks, in words; empty if it can, as far as a look can tell. Pure."""
+    return tuple(f"{name} carries something along the row beside attention" for name in unsplittable(model))
+
+
 def is_attention(module: nn.Module) -> bool:
     """Whether `module` is one that calls the attention interface."""
     return hasattr(module, "is_causal") or "Attention" in type(module).__name__

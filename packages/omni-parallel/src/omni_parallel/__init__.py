@@ -1,4 +1,4 @@
-"""Parallel training as functions over a model: sequence ranks, sharding, recomputation, clipping, the training state."""
+"""Parallel training as functions over a model: cutting rows, sharding, recomputation, clipping, the training state."""
 
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.optim import AdamWConfig as AdamWConfig

@@ -42,7 +42,7 @@ class ModelFacts(Protocol):
 
     @property
     def unsplittable(self) -> tuple[str, ...]:
-        """Kinds of layers that carry something along the row by other means than attention."""
+        """Why a row cannot be cut between ranks, in words; empty if it can."""
         ...
 
 
@@ -129,11 +129,10 @@ def plan_parallel(
         for count, having in (("num_heads", facts.num_heads), ("num_kv_heads", facts.num_kv_heads))
         if having % spec.tp
     ]
-    if spec.sp > 1 and facts.unsplittable:
-        problems.append(
-            f"sp={spec.sp} cannot cut rows for {', '.join(facts.unsplittable)}, which carry something along the row "
-            "beside attention: leave sp at 1 and shard over more ranks."
-        )
+    if spec.sp > 1:
+        problems += [
+            f"sp={spec.sp} cannot cut a row: {why}. Leave sp at 1, shard instead." for why in facts.unsplittable
+        ]
     if not 1 <= sp_chunks <= (most := max(1, -(-facts.num_heads // spec.sp))):
         problems.append(f"sp_chunks={sp_chunks}: the heads of a rank can be cut into 1 (no overlap) to {most} parts.")
     if recompute.every < 0:

@@ -76,7 +76,8 @@ def ulysses(group: dist.ProcessGroup, *, chunks: int = 1) -> Callable[[Attention
 
     The new function takes this rank's tokens and gives the output of this rank's tokens. Two collectives forward and
     two backward, times `chunks`. What its facts say of documents (`cu_seqlens`, `max_seqlen`) is of the whole rows;
-    the fact `whole_position_ids` (B, S) must be among them, and says how long a row is.
+    the fact `whole_position_ids` (B, S) tells how long they are. A layer that drops all facts but `position_ids`, as
+    some old ones do, costs one more collective, which gathers them.
 
     Args:
         group: the ranks that share each row, in the order of their slices.
@@ -92,7 +93,8 @@ def ulysses(group: dist.ProcessGroup, *, chunks: int = 1) -> Callable[[Attention
             mask: Tensor | None = None,
             **facts: Any,
         ) -> tuple[Tensor, None]:
-            whole_BS = facts.pop(WHOLE, None)
+            if (whole_BS := facts.pop(WHOLE, None)) is None:
+                whole_BS = _gather_positions(module, q_BNsD, facts, group)
             sent = {"q": q_BNsD, "k": k_BKsD, "v": v_BKsD}
             sent |= {name: None if (x := facts.get(name)) is None else x.unsqueeze(-1) for name in _PER_TOKEN}
             here = {name: x for name, x in sent.items() if x is not None}
@@ -275,16 +277,25 @@ def _encode_whole(
     return tuple(cut_row(part, -2, index, count) for part in encoded)
 
 
-def _row_length(
-    module: nn.Module, here: Mapping[str, Tensor], whole_BS: Tensor | None, ranks: int, mask: Tensor | None
-) -> int:
-    """S, if what attention was given can be swapped at all."""
-    name, tokens = type(module).__name__, here["q"].shape[2]
-    if whole_BS is None:
+def _gather_positions(module: nn.Module, q_BNsD: Tensor, facts: Mapping[str, Any], group: dist.ProcessGroup) -> Tensor:
+    """The positions (B, S) of whole rows, for a layer that hands on those of its slice and nothing else."""
+    B, _, s, _ = q_BNsD.shape
+    positions = facts.get("position_ids")
+    if positions is None or positions.ndim != 2 or positions.shape[1] != s or facts.get("cu_seqlens") is not None:
         raise ValueError(
-            f"{name} was called with a slice of a row and not told of the row ({WHOLE} is missing): "
+            f"{type(module).__name__} was called with a slice of a row and not told of the row ({WHOLE} is missing): "
             "use apply_ulysses, which cuts rows where they enter the decoder, on a model that hands on its arguments."
         )
+    whole_SB = positions.new_empty(dist.get_world_size(group) * s, B)
+    dist.all_gather_into_tensor(whole_SB, positions.expand(B, s).T.contiguous(), group=group)
+    return whole_SB.T
+
+
+def _row_length(
+    module: nn.Module, here: Mapping[str, Tensor], whole_BS: Tensor, ranks: int, mask: Tensor | None
+) -> int:
+    """S, if what attention was given can be swapped at all."""
+    tokens = here["q"].shape[2]
     S = whole_BS.shape[-1]
     problems = [
         f"{which} is of {x.shape[2]} tokens, this rank's slice of a row of {S} over {ranks} ranks is of "
@@ -301,7 +312,10 @@ def _row_length(
     if mask is not None:
         problems.append(f"a mask {list(mask.shape)} came along, of which only {tokens} tokens are here.")
     if problems:
-        raise ValueError(f"the attention of {name} cannot be cut by heads:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise ValueError(
+            f"the attention of {type(module).__name__} cannot be cut by heads:\n"
+            + "\n".join(f"  - {p}" for p in problems)
+        )
     return S
 
 
