@@ -24,6 +24,8 @@ from omni_models import (
     choose_attention,
     choose_loss,
     describe,
+    fitting_kernels,
+    kernel_problems,
     loss_problems,
     plan_weights,
     read_config,
@@ -58,6 +60,7 @@ class Decision:
     device: str
     dtype: torch.dtype
     attention: str
+    kernels: tuple[str, ...]
     loss: Literal["auto", "chunked", "full"]
     keep: str
     """What recomputed blocks keep all the same."""
@@ -83,6 +86,7 @@ class Decision:
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
                 ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
+                ("kernels", ", ".join(self.kernels) or "those of transformers"),
                 ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}"),
             )
         )
@@ -172,6 +176,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         device=device,
         dtype=dtype,
         attention=attention,
+        kernels=() if config.kernels == "none" or kernel_problems(device) else fitting_kernels(model),
         loss=loss,
         keep=config.recompute.keep,
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",

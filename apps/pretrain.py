@@ -30,7 +30,7 @@ from omni_data import (
     stream_batches,
 )
 from omni_mesh import join_world, make_mesh
-from omni_models import fill_weights, flops_per_token, map_attention, save_config, use_attention
+from omni_models import fill_weights, flops_per_token, map_attention, save_config, use_attention, use_kernels
 from omni_parallel import (
     apply_ulysses,
     clip_grads_,
@@ -51,7 +51,8 @@ def main(config: Config) -> None:
     with join_world(device=run.device) as world:
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
-        model = use_attention(run.model, run.attention)
+        model = use_kernels(run.model, run.kernels, device_type=run.device)
+        model = use_attention(model, run.attention)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)

@@ -51,6 +51,9 @@ class Config:
     """Of compute; the master weights, gradients and moments are float32. auto: bfloat16 on GPUs, float32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
+    kernels: Literal["auto", "none"] = "auto"
+    """Fused kernels for norms, gated activations and rotary positions. auto: where they are proven to fit this model,
+    on GPUs, if Liger is installed."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100

@@ -41,7 +41,7 @@ def test_what_cannot_be_cut_is_refused_by_name(kind: str) -> None:
 
 
 def test_the_docs_hold_the_table_of_these_types() -> None:
-    """Measured anew by `uv run tests/sequence.py --write`; here only its rows and its bound are checked."""
+    """Measured anew by `tests/sequence.py --write`; here only its rows and its bound are checked."""
     inside = DOCS.read_text().partition("<!-- table -->\n")[2].partition("\n<!-- /table -->")[0]
     found = re.findall(r"^\| (.+?) \| .*? \| (\de-\d\d) \| (\de-\d\d) \|$", inside, re.MULTILINE)
     errors = {name: (float(two), float(four)) for name, two, four in found}

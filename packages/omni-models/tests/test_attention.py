@@ -130,6 +130,16 @@ def test_without_facts_each_row_is_one_document() -> None:
     assert torch.allclose(ours(input_ids=ids_BS, use_cache=False).logits, expected, atol=1e-5)
 
 
+def test_a_model_of_the_same_configuration_keeps_its_attention() -> None:
+    config = make_config("llama")
+    plain, ours = (AutoModelForCausalLM.from_config(config, attn_implementation="eager") for _ in range(2))
+    ids_BS = make_rows()[0]
+    before = plain(input_ids=ids_BS, use_cache=False).logits
+    use_attention(ours, "sdpa")
+    assert torch.equal(plain(input_ids=ids_BS, use_cache=False).logits, before)
+    assert ours.config is ours.model.config is ours.model.layers[0].self_attn.config is not config
+
+
 def test_two_models_keep_their_own_attention() -> None:
     first, second = (use_attention(build_model(make_config("llama"), seed=seed), "eager").eval() for seed in (0, 1))
     ids_BS = make_rows()[0]

@@ -9,6 +9,9 @@ from omni_models.build import save_config as save_config
 from omni_models.facts import ModelFacts as ModelFacts
 from omni_models.facts import describe as describe
 from omni_models.facts import flops_per_token as flops_per_token
+from omni_models.kernels import fitting_kernels as fitting_kernels
+from omni_models.kernels import kernel_problems as kernel_problems
+from omni_models.kernels import use_kernels as use_kernels
 from omni_models.loss import choose_loss as choose_loss
 from omni_models.loss import count_targets as count_targets
 from omni_models.loss import loss_problems as loss_problems

@@ -5,12 +5,14 @@ that looks the real one up on the module that calls it; so two models in one pro
 modeling files stay as they are. Linear attention has no such registry: see `omni_models.linear`.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from omni_models.attention import ATTENTIONS, AttentionFn
 from omni_models.linear import CONV, RULE, use_linear
@@ -50,6 +52,7 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
         )
     for module in modules:
         setattr(module, _ATTEND, attend)
+    _own_config(model)
     for module in inner:
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
@@ -71,6 +74,15 @@ def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
     for module, name in seams:
         setattr(module, name, f(getattr(module, name)))
     return model
+
+
+def _own_config(model: nn.Module) -> None:
+    """Give the modules of `model` a configuration of their own: another model may have been built from the same."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            # One memory of copies for all, so that a part of a configuration stays that part of the copy.
+            module.config = copy.deepcopy(config, copies)
 
 
 def _attend_of_module(
