@@ -216,7 +216,8 @@ class ShiftedNorm(LlamaRMSNorm):
 
 class OtherEpsNorm(LlamaRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.weight * hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + 3e-6)
+        x = hidden_states.float()
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 3e-6)).to(hidden_states.dtype)
 
 
 class NarrowNorm(LlamaRMSNorm):
@@ -235,11 +236,19 @@ class CrossedMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
 
 
-@pytest.mark.parametrize("kind", [ShiftedNorm, OtherEpsNorm, NarrowNorm, ClampedMLP])
-def test_what_computes_something_else_is_not_recognised(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (ShiftedNorm, "computes something else"),
+        (OtherEpsNorm, "computes something else"),
+        (NarrowNorm, "rounds elsewhere"),
+        (ClampedMLP, "computes something else"),
+    ],
+)
+def test_what_computes_something_else_is_not_recognised(kind: type[nn.Module], why: str) -> None:
     model = make_model("llama")
     model.model.layers[0].other = kind(model.config) if issubclass(kind, LlamaMLP) else kind(32)
-    assert describe_kernels(model, device_type="cuda")[kind.__name__].startswith("not fused: it ")
+    assert describe_kernels(model, device_type="cuda")[kind.__name__].startswith(f"not fused: it {why}")
 
 
 @pytest.mark.parametrize("act", ["gelu", "relu", "quick_gelu"])
@@ -352,9 +361,8 @@ def test_nothing_that_a_kernel_is_given_is_written_over() -> None:
         ([draw(2, 5, 4, 8), draw(2, 5, 2, 8)], lambda q, k: kernels.rope(q, k, cos, sin, 8)),
         ([torch.randn(3, 6, generator=generator) for _ in range(2)], lambda gate, up: (kernels.silu_mul(gate, up),)),
     ):
-        inputs = [x.requires_grad_() for x in inputs]
-        before = [x.detach().clone() for x in inputs]
-        outs = function(*inputs)
+        before = [x.clone() for x in inputs]
+        outs = function(*(x.requires_grad_() for x in inputs))
         grads = [torch.randn_like(out) for out in outs]
         given = [grad.clone() for grad in grads]
         first = torch.autograd.grad(outs, inputs, grads, retain_graph=True)

@@ -184,8 +184,6 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
     plan: dict[nn.Module, Fit | str] = {}
     repeats = _prove_tables(model)
     for module in model.modules():
-        if hasattr(module, _FUSED):
-            continue
         if _looks_like_norm(module):
             key, prove = _traits(module), _prove_norm
         elif _looks_like_mlp(module):
