@@ -15,16 +15,8 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from omni_models import build_model, use_attention
-from omni_models.kernels import (
-    NAMES,
-    Kernels,
-    _GatedMul,
-    _Rotate,
-    apply_kernels,
-    describe_kernels,
-    fitting_kernels,
-    use_kernels,
-)
+from omni_models.kernels import NAMES, apply_kernels, describe_kernels, fitting_kernels, use_kernels
+from omni_models.liger import GatedMul, Kernels, Rotate
 
 READY = find_spec("liger_kernel") is not None
 NORM, ROPE, SILU, GELU = (
@@ -163,9 +155,9 @@ def rude_kernels() -> Kernels:
 
     return Kernels(
         torch_kernels([]).rms_norm,
-        lambda gate, up: _GatedMul.apply(gate, up, silu_mul, silu_mul_backward),
+        lambda gate, up: GatedMul.apply(gate, up, silu_mul, silu_mul_backward),
         torch_kernels([]).gelu_mul,
-        lambda q, k, cos, sin, width: _Rotate.apply(q, k, cos, sin, width, rope, rope_backward),
+        lambda q, k, cos, sin, width: Rotate.apply(q, k, cos, sin, width, rope, rope_backward),
     )
 
 
