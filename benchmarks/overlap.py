@@ -9,6 +9,7 @@ which attention ran. The trace of the longest row in two chunks opens in https:/
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -20,12 +21,14 @@ import torch
 import torch.distributed as dist
 import tyro
 from measure import ROOT, ask
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from omni_mesh import MeshConfig, join_world, launch, make_mesh, resolve_mesh
 from omni_models.attention import ATTENTIONS
 from omni_parallel import ulysses
+
+Step = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Config:
     """Tokens of a row, one row."""
     chunks: tuple[int, ...] = (1, 2, 4)
     repeats: int = 5
-    to: Path = ROOT / "benchmarks"
+    to: Path = ROOT / "benchmarks" / "overlap"
     """Folder to write to."""
     commit: str | None = None
     """Of the code measured. Left out: asked of git."""
@@ -82,7 +85,7 @@ def main(config: Config) -> None:
             (config.to / f"{config.name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def make_step(config: Config, group: dist.ProcessGroup, length: int, chunks: int, device: torch.device):
+def make_step(config: Config, group: dist.ProcessGroup, length: int, chunks: int, device: torch.device) -> Step:
     """A function that runs attention over a row of `length` tokens forward and backward."""
     ranks = dist.get_world_size(group)
     attend = ulysses(group, chunks=chunks)(ATTENTIONS[config.attention])
@@ -105,7 +108,7 @@ def make_step(config: Config, group: dist.ProcessGroup, length: int, chunks: int
     return step
 
 
-def timed(step) -> float:
+def timed(step: Step) -> float:
     """Milliseconds of one call."""
     dist.barrier()
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -116,7 +119,7 @@ def timed(step) -> float:
     return start.elapsed_time(stop)
 
 
-def trace(step, to: Path | None) -> list[dict]:
+def trace(step: Step, to: Path | None) -> list[dict]:
     """The kernels of one call, by name and time; the whole trace is written to `to`."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         step()

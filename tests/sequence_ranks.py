@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from sequence import TOLERANCE, make_config, make_model, packed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
@@ -16,7 +17,7 @@ from omni_data import shard_sequence
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
 from omni_models import describe, map_attention, summed_loss, use_attention
 from omni_models.attention import eager
-from omni_parallel import apply_ulysses, heads_to_seq, plan_parallel, seq_to_heads, ulysses
+from omni_parallel import apply_ulysses, heads_to_seq, plan_parallel, seq_to_heads, shard_fsdp, ulysses
 from omni_parallel.heads import deal_heads
 
 
@@ -200,3 +201,35 @@ def check_encoder() -> None:
             if a.grad is not None:
                 dist.all_reduce(a.grad)
                 assert (a.grad - b.grad).norm() <= TOLERANCE * max(1e-3, b.grad.norm()), name
+
+
+def check_uneven(cut: MeshConfig) -> None:
+    """Rows of unequal length and targets, one after another, so that some ranks have only padding, others no target."""
+    rows = [(5, 0), (37, 20), (16, 16), (23, 2)]
+    random = torch.Generator().manual_seed(1)
+    tokens = [torch.randint(2, 80, (1, length), generator=random) for length, _ in rows]
+    labels = [torch.cat([x[:, 1:], torch.full((1, 1), -100)], dim=1) for x in tokens]
+    for label, (_, ignored) in zip(labels, rows, strict=True):
+        label[:, :ignored] = -100
+    targets = sum((label != -100).sum() for label in labels)
+    plain = make_model("llama")
+    for x, label in zip(tokens, labels, strict=True):
+        logits = plain(input_ids=x, use_cache=False).logits
+        (nn.functional.cross_entropy(logits[0], label[0], reduction="sum") / targets).backward()
+    with join_world(device="cpu") as world:
+        spec = resolve_mesh(cut, world.size)
+        mesh = make_mesh(spec, device_type="cpu")
+        model = use_attention(make_model("llama"), "sdpa")
+        plan = plan_parallel(describe(model), spec)
+        model = apply_ulysses(model, mesh, plan, over=map_attention)
+        model = shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
+        part, parts = mesh.tokens.get_local_rank("sp"), spec.sp
+        for x, label in list(zip(tokens, labels, strict=True))[mesh.tokens.get_local_rank("dp") :: spec.dp]:
+            here = torch.from_numpy(shard_sequence(label.numpy(), part, parts))
+            loss = summed_loss(model, {"input_ids": x}, here) / targets
+            assert loss.isfinite()
+            loss.backward()
+        for (name, param), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert isinstance(param.grad, DTensor)
+            mine = param.grad.full_tensor()
+            assert (mine - theirs.grad).norm() <= TOLERANCE * max(1e-3, theirs.grad.norm()), name

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,12 @@ def test_a_package_pulls_in_only_what_its_floor_allows(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_declares_what_it_imports(package: str) -> None:
     folder = ROOT / "packages" / package.replace("_", "-")
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     declared = {
         line.split(">")[0].split("[")[0].replace("-", "_")
-        for line in tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"]
+        for line in [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
     }
-    brought = {"pyarrow": "datasets", "fsspec": "datasets"}
+    brought = {"pyarrow": "datasets", "fsspec": "datasets", "flash_attn": "flash_attn_4"}
     imported = {
         name.split(".")[0]
         for path in folder.glob("src/**/*.py")

@@ -49,7 +49,7 @@ CUTS = {
 ROWS = [("tiny", cut) for cut in CUTS] + [
     (family, cut)
     for family in FAMILIES
-    for cut in ("one rank", "shard 2, microbatches of 2", "replicate 2 x shard 2")
+    for cut in ("one rank", "shard 2, microbatches of 2", "replicate 2 x shard 2", "sp 2")
     if family != "tiny"
 ]
 

@@ -14,10 +14,13 @@ from sequence_ranks import (
     check_heads,
     check_swap,
     check_two_models,
+    check_uneven,
     count_collectives,
     forget,
     make_mistakes,
 )
+
+from omni_mesh import MeshConfig
 
 
 @pytest.mark.parametrize("sp", [2, 4])
@@ -90,3 +93,10 @@ def test_inputs_that_contradict_are_refused_by_name(run: Run) -> None:
 
 def test_an_encoder_that_sees_both_ways_is_exact(run: Run) -> None:
     run(check_encoder, 2)
+
+
+@pytest.mark.parametrize(
+    "cut", [MeshConfig(shard=1, sp=4), MeshConfig(shard=2, sp=2), MeshConfig(replicate=2, shard=1, sp=2)], ids=str
+)
+def test_ranks_with_only_padding_or_without_targets_change_nothing(cut: MeshConfig, run: Run) -> None:
+    run(check_uneven, 4, cut)

@@ -112,7 +112,8 @@ def test_a_product_that_does_not_divide_the_world_says_what_does():
         "ep=2: expert parallelism is not built yet; leave ep at 1.",
     ]
     assert refusal(resolve_mesh, MeshConfig(shard=1), 8) == [
-        "a mesh of size 1 makes 1 ranks, but the world has 8. What would fit: replicate=8 or shard=8 or 1 ranks."
+        "a mesh of size 1 makes 1 ranks, but the world has 8. "
+        "What would fit: replicate=8 or shard=8 or sp=8 or 1 ranks."
     ]
 
 

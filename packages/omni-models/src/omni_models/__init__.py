@@ -1,11 +1,11 @@
 """Hugging Face models, described, built and filled without patching them."""
 
 from omni_models.attention import AttentionFn as AttentionFn
-from omni_models.attention import attention_problems as attention_problems
-from omni_models.attention import choose_attention as choose_attention
 from omni_models.build import build_model as build_model
 from omni_models.build import read_config as read_config
 from omni_models.build import save_config as save_config
+from omni_models.choose import attention_problems as attention_problems
+from omni_models.choose import choose_attention as choose_attention
 from omni_models.facts import ModelFacts as ModelFacts
 from omni_models.facts import describe as describe
 from omni_models.facts import flops_per_token as flops_per_token

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from omni_models.attention import AttentionFn, _documents, _refuse_unknown
+from omni_models.attention import AttentionFn
+from omni_models.documents import find_documents, refuse_unknown
 
 M = TypeVar("M", bound=PreTrainedModel)
 CONV, RULE = "omni_conv", "omni_rule"
@@ -80,12 +81,12 @@ def separate_conv(conv: Callable[..., Tensor]) -> AttentionFn:
         activation: str | None = None,
         **facts: Any,
     ) -> tuple[Tensor, None]:
-        _refuse_unknown(module, mask, facts)
+        refuse_unknown(module, mask, facts)
         B, C, S, _ = x_BCS1.shape
         if C == 0:
             # Nothing to compute, but what other ranks differentiate must be differentiated here too.
             return x_BCS1.transpose(1, 2) * (weight.sum() if bias is None else weight.sum() + bias.sum()), None
-        cu_seqlens, longest = _documents(x_BCS1, x_BCS1, facts)
+        cu_seqlens, longest = find_documents(x_BCS1, x_BCS1, facts)
         if longest == S and len(cu_seqlens) == B + 1:
             return conv(x_BCS1[..., 0], weight, bias, activation=activation).transpose(1, 2)[..., None], None
         x_TC = x_BCS1[..., 0].transpose(1, 2).flatten(0, 1)
@@ -119,7 +120,7 @@ def separate_rule(rule: Callable[..., tuple[Tensor, Tensor | None]]) -> Attentio
         use_qk_l2norm_in_kernel: bool = False,
         **facts: Any,
     ) -> tuple[Tensor, None]:
-        _refuse_unknown(module, mask, facts)
+        refuse_unknown(module, mask, facts)
 
         def run(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
             return rule(q, k, v, g=g, beta=beta, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel)[0]
@@ -129,7 +130,7 @@ def separate_rule(rule: Callable[..., tuple[Tensor, Tensor | None]]) -> Attentio
         if heads == 0:
             # Nothing to compute, but what other ranks differentiate must be differentiated here too.
             return inputs_BS[2] * sum(x.sum() for x in (q_BNSD, k_BNSD, g, beta)), None
-        cu_seqlens, longest = _documents(q_BNSD, k_BNSD, facts)
+        cu_seqlens, longest = find_documents(q_BNSD, k_BNSD, facts)
         if longest == S and len(cu_seqlens) == B + 1:
             return run(*inputs_BS), None
         inputs_T = [x.flatten(0, 1) for x in inputs_BS]

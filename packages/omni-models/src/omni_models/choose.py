@@ -1,0 +1,66 @@
+"""Which attention backend computes a model's attention exactly, and why another would not. Pure."""
+
+import torch
+from transformers import PreTrainedModel
+
+from omni_models.fa4 import INSTALL, fa4_problems, find_capability, has_fa4
+
+
+def choose_attention(model: PreTrainedModel, device_type: str, dtype: torch.dtype) -> str:
+    """The fastest backend that computes this model's attention exactly on this device in this dtype.
+
+    Pure but for two questions put to this machine: whether FlashAttention-4 is installed, and what its GPU can do.
+    """
+    order = ("fa4", "varlen", "sdpa")
+    return next((name for name in order if not attention_problems(model, name, device_type, dtype)), "eager")
+
+
+def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dtype: torch.dtype) -> list[str]:
+    """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot.
+
+    Pure, but for the questions about FlashAttention-4 of `choose_attention`.
+    """
+    text = model.config.get_text_config()
+    lacks = [
+        what
+        for what, asked in (
+            ("softcap", attend != "fa4" and getattr(text, "attn_logit_softcapping", None) is not None),
+            ("sinks", attend != "fa4" and any("sink" in name for name, _ in model.named_parameters())),
+            ("dropout", attend != "sdpa" and any(getattr(text, name, None) for name in _DROPOUTS)),
+        )
+        if asked and attend != "eager"
+    ]
+    problems = [
+        f"{attend} attention has no {what}, which {model.config.model_type} asks for: use eager." for what in lacks
+    ]
+    if attend == "varlen":
+        if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+            problems.append(f"varlen attention needs bf16 or fp16 on CUDA, not {dtype} on {device_type}: use sdpa.")
+        for head_dim in sorted({max(dims) for dims in _head_dims(model)}):
+            if head_dim > 256 or head_dim % 8:
+                problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
+    if attend == "fa4":
+        if not has_fa4():
+            problems.append(f"fa4 attention needs flash-attn-4, which is not installed: {INSTALL}.")
+        capability = find_capability(device_type)
+        found = (fa4_problems(dtype, capability, dims) for dims in sorted(_head_dims(model)))
+        problems += dict.fromkeys(problem for several in found for problem in several)
+    return problems
+
+
+def _head_dims(model: PreTrainedModel) -> set[tuple[int, int]]:
+    """The dims of queries and of values of every attention module that tells; else what the configuration says."""
+    found = set()
+    for module in model.modules():
+        dim = getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None)
+        if "Attention" in type(module).__name__ and isinstance(dim, int):
+            found.add((dim, getattr(module, "v_head_dim", None) or dim))
+    if found:
+        return found
+    text = model.config.get_text_config()
+    dim = getattr(text, "head_dim", None) or text.hidden_size // getattr(text, "num_attention_heads", 1)
+    return {(dim, dim)}
+
+
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+"""What configurations call the probability of dropping a weight of attention."""
