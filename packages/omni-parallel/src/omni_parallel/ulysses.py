@@ -104,23 +104,19 @@ def ulysses(group: dist.ProcessGroup, *, chunks: int = 1) -> Callable[[Attention
             facts = {**facts, "position_ids": whole_BS}
             returned = []
             for chunk, token in enumerate(tokens):
-                arrived = arrive(going, chunk, token)
-                named = {name: x.to(here[name].dtype) for name, x in zip(here, arrived, strict=True)}
+                arrived = dict(zip(here, arrive(going, chunk, token), strict=True))
                 run = route.runs[chunk][route.rank]
+                own = _facts_of(route, run, facts)
                 if run:
-                    mine = _even_out({name: x[:, :, :length] for name, x in named.items()}, route, run, counts)
-                    told = facts | _facts_of(route, run, facts)
-                    told |= {name: mine.pop(name).squeeze(-1) for name in _PER_TOKEN if name in mine}
-                    out_BSnD = attend(module, mine["q"], mine.get("k"), mine.get("v"), mask, **told)[0]
-                    out_BnSD = out_BSnD.transpose(1, 2)
-                    if missing := named["q"].shape[2] - length:
-                        # Tokens that only lengthen the row get an output of zero.
-                        out_BnSD = F.pad(out_BnSD, (0, 0, 0, missing))
+                    row = {name: x[:, :, :length].to(here[name].dtype) for name, x in arrived.items()}
+                    even = _even_out(row, route, run, counts)
+                    told = facts | own | {name: even.pop(name).squeeze(-1) for name in _PER_TOKEN if name in even}
+                    out = attend(module, even["q"], even.get("k"), even.get("v"), mask, **told)[0].transpose(1, 2)
+                    # Tokens that only lengthen the row get an output of zero.
+                    missing = arrived["q"].shape[2] - length
+                    out_BnSD = F.pad(out, (0, 0, 0, missing)) if missing else out
                 else:
-                    # A rank without heads joins every collective all the same, and has a gradient for what it read.
-                    out_BnSD = named["v" if "v" in named else "q"]
-                    for value in _facts_of(route, run, facts).values():
-                        out_BnSD = out_BnSD * value.sum().to(out_BnSD.dtype)
+                    out_BnSD = _attend_nothing(arrived["v" if "v" in arrived else "q"].to(q_BNsD.dtype), own)
                 returned.append(cross_to_tokens(coming, chunk, out_BnSD))
             return assemble(coming, returned).transpose(1, 2), None
 
@@ -157,6 +153,13 @@ def apply_ulysses(model: M, mesh: Mesh, plan: ParallelPlan, *, over: Over) -> M:
     names = tuple(inspect.signature(decoder.forward).parameters)
     decoder.register_forward_pre_hook(partial(cut_inputs, group, names), with_kwargs=True)
     return model
+
+
+def _attend_nothing(empty_BnSD: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """The output of a rank without heads, which joins every collective all the same and has a gradient for its facts."""
+    for value in own.values():
+        empty_BnSD = empty_BnSD * value.sum().to(empty_BnSD.dtype)
+    return empty_BnSD
 
 
 def _gather_positions(module: nn.Module, q_BNsD: Tensor, facts: Mapping[str, Any], group: dist.ProcessGroup) -> Tensor:
