@@ -20,6 +20,8 @@ CASES = {
     "D 128": {"D": 128},
     "D 256": {"D": 256},
     "D 72": {"D": 72},
+    "D 96": {"D": 96},
+    "D 160": {"D": 160},
     "fp16": {"dtype": torch.float16},
     "both ways": {"is_causal": False},
     "window": {"sliding_window": 37},
@@ -224,9 +226,9 @@ def test_it_goes_by_the_name_that_recomputation_keeps() -> None:
         (torch.bfloat16, (8, 0), (64, 64), "not torch.bfloat16 on one of 8.0"),
         (torch.bfloat16, (12, 0), (64, 64), "not torch.bfloat16 on one of 12.0"),
         (torch.bfloat16, None, (64, 64), "not torch.bfloat16 on another device"),
-        (torch.bfloat16, (9, 0), (512, 512), "a multiple of 8 up to 256 on this GPU, not 512 and 512"),
-        (torch.bfloat16, (9, 0), (64, 20), "a multiple of 8 up to 256 on this GPU, not 64 and 20"),
-        (torch.bfloat16, (10, 0), (256, 256), "a multiple of 8 up to 128 on this GPU, not 256 and 256"),
+        (torch.bfloat16, (9, 0), (512, 512), "heads of up to 256 on this GPU, not 512 and 512"),
+        (torch.bfloat16, (9, 0), (64, 20), None),
+        (torch.bfloat16, (10, 0), (256, 256), "heads of up to 128 on this GPU, not 256 and 256"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(dtype, capability, dims, why: str | None) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from omni_models.documents import find_documents, refuse_unknown, same_document
-from omni_models.fa4 import fa4_forward, fa4_problems, find_capability
+from omni_models.fa4 import fa4_forward, fa4_problems, find_capability, round_dim
 
 AttentionFn = Callable[..., tuple[Tensor, Tensor | None]]
 """(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts) -> (out_BSND, weights or None)."""
@@ -199,11 +199,12 @@ def fa4(
     # The backward kernel wants one dim for all three where keys are shared, and the tiles of the forward kernel are cut
     # for values no wider than queries. Zeros beyond the end of either add nothing.
     wide = max(D, Dv) if Dv > D or (Dv < D and N != K) else 0
-    if problems := fa4_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), (max(D, wide), max(Dv, wide))):
+    dims = round_dim(max(D, wide)), round_dim(max(Dv, wide))
+    if problems := fa4_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), dims):
         raise ValueError(" ".join(problems) + " Use sdpa, or eager for softcap and sinks.")
     cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
-    q, k, v = (F.pad(x, (0, wide - x.shape[-1])) if x.shape[-1] < wide else x for x in (q_BNSD, k_BKSD, v_BKSD))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    padded = ((q_BNSD, dims[0]), (k_BKSD, dims[0]), (v_BKSD, dims[1]))
+    q, k, v = ((F.pad(x, (0, dim - x.shape[-1])) if x.shape[-1] < dim else x).transpose(1, 2) for x, dim in padded)
     whole = longest == S and len(cu_seqlens) == B + 1
     if not whole:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))

@@ -39,18 +39,27 @@ def fa4_problems(dtype: torch.dtype, capability: tuple[int, int] | None, dims: t
     Args:
         dtype: of queries, keys and values.
         capability: of the GPU; None for another device.
-        dims: of a head, D of queries and keys and E of values.
+        dims: of a head, D of queries and keys and E of values; padded with zeros to `round_dim` of them.
     """
     if dtype not in (torch.bfloat16, torch.float16) or capability is None or capability[0] not in (9, 10, 11):
         device = "another device" if capability is None else f"one of {capability[0]}.{capability[1]}"
         return [f"fa4 attention needs bf16 or fp16 on a GPU of capability 9.x to 11.x, not {dtype} on {device}."]
-    D, E = dims
+    D, E = map(round_dim, dims)
     # Above 128, Blackwell has kernels of their own for a few shapes, which lack softcap and sinks.
     longest = 256 if capability[0] == 9 else 128
-    fits = all(8 <= dim <= longest and dim % 8 == 0 for dim in dims) or (capability[0] != 9 and dims == (192, 128))
-    return (
-        [] if fits else [f"fa4 attention needs heads of a multiple of 8 up to {longest} on this GPU, not {D} and {E}."]
-    )
+    fits = max(D, E) <= longest or (capability[0] != 9 and (D, E) == (192, 128))
+    return [] if fits else [f"fa4 attention needs heads of up to {longest} on this GPU, not {dims[0]} and {dims[1]}."]
+
+
+def round_dim(dim: int) -> int:
+    """The dim of a head that the kernels compute exactly: the next multiple of 32.
+
+    They accept multiples of 8, but on Hopper the gradient of queries of dim 72 is wrong, without an error.
+
+    >>> round_dim(72), round_dim(128)
+    (96, 128)
+    """
+    return -(-dim // 32) * 32
 
 
 @torch.library.custom_op("omni::fa4_forward", mutates_args=(), device_types="cuda")
@@ -85,6 +94,10 @@ def fa4_forward(  # noqa: PLR0917 An operator takes its arguments flat and by po
     Returns:
         out, (B, S, N, E) or (T, N, E), and lse, (B, N, S) or (N, T) fp32.
     """
+    if odd := [x.shape[-1] for x in (q, v) if x.shape[-1] % 32]:
+        raise ValueError(
+            f"FlashAttention-4 is not exact for heads of {odd[0]}: pad them with zeros to a multiple of 32."
+        )
     forward, _ = _kernels()
     out, lse, *_ = forward(
         q.detach(),
