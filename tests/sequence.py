@@ -185,6 +185,7 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5_text": ("linear attention, gates", LINEAR_FAMILIES["qwen3_5"]),
     "qwen3_5_moe_text": ("linear attention, experts", LINEAR_FAMILIES["qwen3_5_moe"]),
     "qwen2_vl": ("images, positions in three dims", VISION | {"model_type": "qwen2_vl"}),
+    "qwen2_vl, text": ("rows of text, positions in four dims", VISION | {"model_type": "qwen2_vl"}),
     "qwen2_5_vl": ("images, positions in three dims", VISION | {"model_type": "qwen2_5_vl"}),
     "qwen3_vl": ("images, features added in several layers", VISION | {"model_type": "qwen3_vl"}),
     "qwen3_vl_moe": ("images, experts", VISION | {"model_type": "qwen3_vl_moe"}),
@@ -204,6 +205,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "deepseek_v32": {**DEEPSEEK, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4},
     "llama4_text": {"attention_chunk_size": 4, "num_local_experts": 2},
     "doge": {},
+    "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
     "bloom": {},
 }
 """Types that sequence parallelism cannot cut, and fields of a tiny configuration of each."""
@@ -234,8 +236,7 @@ def make_model(name: str) -> PreTrainedModel:
 def refusal(kind: str) -> str:
     """Why type `kind` cannot be cut, as a user is told."""
     model = build_model(make_config({**REFUSED[kind], "model_type": kind}), device="meta")
-    problems = unsupported(model)
-    if not problems:
+    if not (problems := unsupported(model)):
         try:
             plan_parallel(describe(model), MeshSpec(sp=2))
         except ValueError as problem:
@@ -247,7 +248,9 @@ def compare(name: str, sp: int, chunks: int = 1) -> tuple[float, float, str]:
     """On a rank of `sp`: relative errors of the loss and of the worst gradient, and the name of that parameter."""
     plain = make_model(name)
     ours = copy.deepcopy(plain)
-    inputs, labels_BS, documents = images() if "vision_config" in TYPES[name][1] else packed()
+    inputs, labels_BS, documents = images() if TYPES[name][0].startswith("images") else packed()
+    if TYPES[name][0].startswith("rows of text"):
+        inputs["position_ids"] = inputs["position_ids"].expand(4, -1, -1)
     expected = plain_loss(plain, documents)
     with join_world(device="cpu"):
         spec = resolve_mesh(MeshConfig(shard=1, sp=sp), sp)
@@ -270,7 +273,7 @@ def compare(name: str, sp: int, chunks: int = 1) -> tuple[float, float, str]:
 def packed() -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
     """Rows of random documents: inputs and labels of the whole rows, and the arguments of each document alone."""
     random = torch.Generator().manual_seed(1)
-    rows = [[torch.randint(2, 80, (n,), generator=random).tolist() for n in row] for row in LENGTHS]
+    rows = [[torch.randint(10, 80, (n,), generator=random).tolist() for n in row] for row in LENGTHS]
     batch = pack_batch(rows, sum(LENGTHS[0]))
     bounds, longest = document_bounds(batch.segments_BS)
     inputs = {

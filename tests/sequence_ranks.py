@@ -48,6 +48,8 @@ def check_heads(N: int, K: int, chunks: int, variant: str) -> None:
             q, k, v, sinks = leaves
             out = f(layer, q, k, v, None, s_aux=sinks if special else None, **facts, **more)[0]
             (out * weight).sum().backward()
+            having = leaves if special else leaves[:3]
+            assert all(x.grad is not None for x in having)
             return out, [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
         expected, grads = attend(eager, whole, weight)

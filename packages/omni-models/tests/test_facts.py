@@ -66,3 +66,20 @@ def test_describing_touches_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     describe(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_layers_of_different_shapes_are_refused_by_name() -> None:
+    class Uneven:
+        def get_text_config(self) -> "Uneven":
+            return self
+
+        model_type = "uneven"
+
+        @property
+        def num_attention_heads(self) -> int:
+            raise RuntimeError("per layer")
+
+    model = build_model(make_config("llama"), device="meta")
+    model.config = Uneven()
+    with pytest.raises(ValueError, match="uneven has layers of different shapes, not built yet: per layer"):
+        describe(model)

@@ -46,7 +46,13 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         ValueError: if it has no attention.
     """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
+    try:
+        heads = getattr(config, "num_attention_heads", None)
+        head_dim = getattr(config, "head_dim", None)
+        kv_heads = getattr(config, "num_key_value_heads", None)
+    except RuntimeError as error:
+        # transformers raises it for a field that has another value in each layer.
+        raise ValueError(f"{model.config.model_type} has layers of different shapes, not built yet: {error}") from error
     if not isinstance(heads, int):
         raise ValueError(
             f"{model.config.model_type} has no attention heads; models without attention are not built yet."
@@ -66,12 +72,12 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         experts=experts,
         decoder=decoder_name(model),
         rotaries=length_dependent_rotaries(model),
-        unsplittable=row_problems(model),
+        unsplittable=row_problems(model, model.get_submodule(decoder_name(model))),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_heads=heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_kv_heads=kv_heads or heads,
+        head_dim=head_dim or config.hidden_size // heads,
         vocab_size=config.vocab_size,
         num_experts=num_experts,
         experts_per_token=chosen,

@@ -17,7 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from omni_models.attention import ATTENTIONS, AttentionFn
 from omni_models.linear import CONV, RULE, use_linear
 from omni_models.rope import exact_rope
-from omni_models.support import is_attention
+from omni_models.support import is_attention, overlays_images
 
 M = TypeVar("M", bound=PreTrainedModel)
 NAME = "omni"
@@ -56,6 +56,8 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
     for module in inner:
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
+    for module in filter(overlays_images, inner):
+        module.register_forward_pre_hook(_refuse_images, with_kwargs=True)
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
     return exact_rope(use_linear(model))
 
@@ -92,6 +94,16 @@ def _attend_of_module(
     if attend is None:
         raise ValueError(f"{type(module).__name__} calls attention but was not found by use_attention.")
     return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
+
+
+def _refuse_images(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """A mask over the tokens of an image is never made here, where no mask is; text alone needs none."""
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if isinstance(kinds := kwargs.get(name), Tensor) and bool(kinds.any()):
+            raise ValueError(
+                f"{type(module).__name__} lets the tokens of an image see one another by a mask ({name} marks some), "
+                "which is not built yet: pass rows of text."
+            )
 
 
 def _refuse_mask(name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:

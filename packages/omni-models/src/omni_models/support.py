@@ -78,9 +78,19 @@ def unsplittable(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(sorted({type(module).__name__ for module in model.modules() if _is_recurrent(module)}))
 
 
-def row_problems(model: PreTrainedModel) -> tuple[str, ...]:
-    """Why a row of `model` cannot be cut between ranks, in words; empty if it can, as far as a look can tell. Pure."""
-    return tuple(f"{name} carries something along the row beside attention" for name in unsplittable(model))
+def row_problems(model: PreTrainedModel, decoder: nn.Module) -> tuple[str, ...]:
+    """Why a row of `model` cannot be cut where it enters `decoder`, in words; empty if it can. Pure."""
+    inside = any(is_attention(module) for module in decoder.modules())
+    return (
+        *(f"{name} carries something along the row beside attention" for name in unsplittable(model)),
+        *(() if inside else (f"what {type(model).__name__} calls its decoder holds no attention",)),
+    )
+
+
+def overlays_images(module: nn.Module) -> bool:
+    """Whether `module` lets the tokens of an image see one another by a mask laid over the causal one."""
+    source = inspect.getsource(inspect.unwrap(type(module).forward))
+    return any(name in source for name in ("block_sequence_ids", "or_mask_function"))
 
 
 def is_attention(module: nn.Module) -> bool:

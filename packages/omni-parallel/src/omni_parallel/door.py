@@ -92,7 +92,10 @@ def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tens
     if longest is not None and int(longest) > S:
         problems.append(f"max_seqlen={longest} is longer than the row of {S} tokens.")
     bounds = inputs.get("cu_seqlens")
-    if bounds is not None and not bounds.is_cuda and int(bounds[-1]) != B * S:
+    if bounds is not None and bounds.is_cuda:
+        # Loud without making the host wait; torch has no public name for it.
+        torch._assert_async(bounds[-1] == B * S, f"cu_seqlens must end at {B * S}, {B} rows of {S} tokens")
+    elif bounds is not None and int(bounds[-1]) != B * S:
         problems.append(f"cu_seqlens ends at {int(bounds[-1])}, but {B} rows of {S} tokens end at {B * S}.")
     known = (*_CUT, "visual_pos_masks")
     problems += [

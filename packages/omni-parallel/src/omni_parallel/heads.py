@@ -67,7 +67,7 @@ def repeated_heads(run: range, group: int) -> tuple[int, ...] | None:
     >>> repeated_heads(range(4, 10), 4)  # four heads read the first, two the second
     (0, 0, 1)
     """
-    lengths = run_lengths(run, group)
+    lengths = () if group == 1 else run_lengths(run, group)
     if len(set(lengths)) <= 1:
         return None
     each = gcd(*lengths)

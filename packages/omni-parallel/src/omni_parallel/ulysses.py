@@ -2,7 +2,7 @@
 heads (DeepSpeed Ulysses, Jacobs et al., 2023, arXiv:2309.14509).
 
 Every rank of the group passes the whole row to the model. Where the row enters the decoder it is cut, so whatever lies
-before (embedding, images among the text, position ids) sees all of it; the model gives this rank's slice back, and the
+before (images among the text, position ids) sees all of it; the model gives this rank's slice back, and the
 caller cuts the labels alike. Attention is wrapped, not replaced: between two collectives, one for queries, keys and
 values together and one for the output, the function that was there sees every token of some of the heads, so any
 variant of attention stays what it was. Gradients of parameters are sums over the ranks of the group, which is why
@@ -156,7 +156,7 @@ def apply_ulysses(model: M, mesh: Mesh, plan: ParallelPlan, *, over: Over) -> M:
 
 
 def _attend_nothing(empty_BnSD: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-    """The output of a rank without heads, which joins every collective all the same and has a gradient for its facts."""
+    """The output of a rank without heads, which joins every collective and has gradients all the same."""
     for value in own.values():
         empty_BnSD = empty_BnSD * value.sum().to(empty_BnSD.dtype)
     return empty_BnSD
@@ -216,7 +216,8 @@ def _even_out(named: dict[str, Tensor], route: Route, run: range, counts: Mappin
     evened = {}
     for name, x in named.items():
         index = repeated_heads(run, route.num_heads // counts[name])
-        evened[name] = x if index is None else x.index_select(1, torch.tensor(index, device=x.device))
+        # Slices, since a tensor of indices would make the host wait for the GPU.
+        evened[name] = x if index is None else torch.cat([x[:, i : i + 1] for i in index], dim=1)
     return evened
 
 
