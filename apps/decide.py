@@ -73,6 +73,8 @@ class Decision:
         """The decisions in words, a line each."""
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         kept = len(self.plan.blocks) - len(self.plan.recompute)
+        chunks = self.plan.sp_chunks
+        overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
         return "\n".join(
             f"{name:<10}{text}"
@@ -81,7 +83,7 @@ class Decision:
                     "model",
                     f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
                 ),
-                ("mesh", " x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank"),
+                ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
                 ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
@@ -131,6 +133,11 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     if model and facts:
         attention = choose_attention(model, device, dtype) if attention == "auto" else attention
         loss = choose_loss(model) if loss == "auto" else loss
+        if config.recompute.keep != "nothing" and attention == "eager":
+            problems.append(
+                f"recompute keep={config.recompute.keep} keeps what attention kernels give, and eager attention is no "
+                "kernel: choose another --attention, or keep nothing."
+            )
         problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
         problems.append(

@@ -131,7 +131,7 @@ def main(config: Config) -> None:
                 began = time.perf_counter()
         batches.close()
         if chief:
-            print(what_next(config.out, state.step, config.steps), flush=True)
+            print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)
 
 
 if __name__ == "__main__":

@@ -115,14 +115,16 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def what_next(out: Path, step: int, steps: int) -> str:
-    """What to type after a run that stands at `step` of `steps`. Pure."""
+def what_next(out: Path, step: int, steps: int, *, trained: int) -> str:
+    """What to type after a run that trained some steps and stands at `step` of `steps`. Pure."""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
     merged = f"{out}/merged-{step}"
+    idle = "" if trained else "nothing was left to train: "
+    past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
     return "\n".join(
         (
             "",
-            f"{out} stands at step {step}{'' if step <= steps else f', past --steps {steps}'}. What next:",
+            f"{idle}{out} stands at step {step}{past}. What next:",
             f"  go on      {'the same command again' if step < steps else longer}",
             f"  merge      uv run apps/merge.py {out} --to {merged}",
             f'  generate   uv run apps/infer.py {merged} --prompt "The "',

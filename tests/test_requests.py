@@ -11,6 +11,7 @@ from decide import cut_rows, decide
 from ranks import Run
 from request import Config
 from training import SMALL, train, write_family
+from watch import what_next
 
 from omni_mesh import MeshConfig
 from omni_parallel import RecomputeConfig
@@ -206,3 +207,13 @@ def test_code_of_a_model_directory_is_never_run(tmp_path: Path, monkeypatch: pyt
 def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
     with pytest.raises(ValueError, match="has read 30 rows, which 4 ranks cannot have shared evenly: continue on"):
         cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)
+
+
+def test_keeping_the_outputs_of_attention_needs_an_attention_kernel() -> None:
+    recompute = RecomputeConfig(every=1, keep="attention")
+    assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)
+
+
+def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:
+    told = what_next(Path("runs/mine"), 12, 12, trained=0).splitlines()[1]
+    assert told == "nothing was left to train: runs/mine stands at step 12, the last. What next:"

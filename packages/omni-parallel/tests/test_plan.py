@@ -36,7 +36,7 @@ def test_all_that_does_not_divide_is_told_at_once() -> None:
         plan_parallel(facts, MeshSpec(sp=4, tp=3), recompute=RecomputeConfig(-1), sp_chunks=3)
     message = str(told.value)
     for part in (
-        "sp_chunks=3: the heads of a rank can be cut into 1 (no overlap) to 2 parts",
+        "sp_chunks=3: of 6 heads on sp=4 ranks none has more than 2 to cut",
         "sp=4 cannot cut a row: MambaMixer carries something along the row beside attention. Leave sp at 1",
         "num_kv_heads=2 does not divide by tp=3: choose tp among the divisors of 2",
         "recompute every=-1",
@@ -48,6 +48,14 @@ def test_all_that_does_not_divide_is_told_at_once() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="names no repeated blocks"):
         plan_parallel(Facts(blocks=()), MeshSpec())
+
+
+@pytest.mark.parametrize(
+    ("chunks", "sp", "told"), [(0, 2, "must be at least 1"), (-1, 1, "must be at least 1"), (2, 1, "sp=1 has none")]
+)
+def test_chunks_that_mean_nothing_are_refused(chunks: int, sp: int, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        plan_parallel(Facts(), MeshSpec(sp=sp), sp_chunks=chunks)
 
 
 def test_any_number_of_heads_can_be_cut_by_sequence_ranks() -> None:

@@ -47,6 +47,7 @@ def same_document(cu_seqlens: Tensor, q_BNSD: Tensor) -> Tensor:
 
 
 def refuse_unknown(module: nn.Module, mask: Tensor | None, facts: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a mask, and for facts that no backend reads, which would be dropped in silence."""
     unknown = sorted(name for name, value in facts.items() if value is not None and name not in _KNOWN)
     if mask is not None:
         unknown.append("attention_mask")

@@ -133,8 +133,15 @@ def plan_parallel(
         problems += [
             f"sp={spec.sp} cannot cut a row: {why}. Leave sp at 1, shard instead." for why in facts.unsplittable
         ]
-    if not 1 <= sp_chunks <= (most := max(1, -(-facts.num_heads // spec.sp))):
-        problems.append(f"sp_chunks={sp_chunks}: the heads of a rank can be cut into 1 (no overlap) to {most} parts.")
+    most = -(-facts.num_heads // spec.sp)
+    if sp_chunks < 1:
+        problems.append(f"sp_chunks={sp_chunks} must be at least 1, which is no overlap.")
+    elif sp_chunks > 1 and spec.sp == 1:
+        problems.append(f"sp_chunks={sp_chunks} cuts the heads of sequence ranks, but sp=1 has none: leave it out.")
+    elif sp_chunks > most:
+        problems.append(
+            f"sp_chunks={sp_chunks}: of {facts.num_heads} heads on sp={spec.sp} ranks none has more than {most} to cut."
+        )
     if recompute.every < 0:
         problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
     if recompute.keep not in KEPT:
