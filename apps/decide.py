@@ -133,10 +133,10 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     if model and facts:
         attention = choose_attention(model, device, dtype) if attention == "auto" else attention
         loss = choose_loss(model) if loss == "auto" else loss
-        if config.recompute.keep != "nothing" and attention == "eager":
+        if config.recompute.keep == "attention" and attention == "eager":
             problems.append(
-                f"recompute keep={config.recompute.keep} keeps what attention kernels give, and eager attention is no "
-                "kernel: choose another --attention, or keep nothing."
+                "recompute keep=attention keeps what attention kernels give, and eager attention is no kernel: "
+                "choose another --attention, or keep matmuls or nothing."
             )
         problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:

@@ -3,7 +3,7 @@
     uv run apps/pretrain.py                                  a tiny model on a built-in corpus; nothing is downloaded
     uv run apps/pretrain.py --model qwen3-0.6b --data text/ --tokenizer Qwen/Qwen3-0.6B --out runs/mine
     uv run apps/pretrain.py --replicate 2 --shard 4          on eight local GPUs, or eight processes of a CPU
-    uv run apps/pretrain.py --sp 2 --seq-len 4096            each row cut between two of them
+    uv run apps/pretrain.py --sp 2 --seq-len 1024            each row cut between two of them
     torchrun --nnodes 2 --nproc-per-node 8 apps/pretrain.py  simply a rank, here and under Slurm's srun
 
 Without weights the model starts at random. A run found in --out is continued.

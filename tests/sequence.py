@@ -32,6 +32,10 @@ from omni_parallel import apply_ulysses, global_sum, plan_parallel
 TOLERANCE = 1e-5
 DOCS = Path(__file__).parent.parent / "docs" / "sequence.md"
 DEEPSEEK = FAMILIES["deepseek_v3"]
+ROUTED = {
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+}
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -90,12 +94,7 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "model_type": "glm4_moe",
             "head_dim": 8,
-            "n_routed_experts": 4,
-            "n_group": 1,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-            "moe_intermediate_size": 16,
-            "num_experts_per_tok": 2,
+            **ROUTED,
         },
     ),
     "olmo": ("plain layer norm", {"model_type": "olmo"}),
@@ -169,12 +168,7 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
             "model_type": "dots1",
             "n_shared_experts": 1,
             "head_dim": 8,
-            "n_routed_experts": 4,
-            "n_group": 1,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-            "moe_intermediate_size": 16,
-            "num_experts_per_tok": 2,
+            **ROUTED,
         },
     ),
     "vaultgemma": (

@@ -209,9 +209,10 @@ def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
         cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)
 
 
-def test_keeping_the_outputs_of_attention_needs_an_attention_kernel() -> None:
+def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Path) -> None:
     recompute = RecomputeConfig(every=1, keep="attention")
     assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)
+    decide(replace(SMALL, attention="eager", out=tmp_path, recompute=replace(recompute, keep="matmuls")), 1)
 
 
 def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:
