@@ -5,7 +5,7 @@ uv run tests/sequence.py --write        measure the table of docs/sequence.md an
 
 import argparse
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,11 +264,17 @@ def compare(name: str, sp: int, chunks: int = 1) -> tuple[float, float, str]:
     return error, *worst_error(mine, {key: param.grad for key, param in plain.named_parameters()})
 
 
-def packed() -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
-    """Rows of random documents: inputs and labels of the whole rows, and the arguments of each document alone."""
+def packed(
+    lengths: Sequence[Sequence[int]] = LENGTHS, *, skip: Sequence[Sequence[int]] = ()
+) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
+    """Rows of random documents: inputs and labels of the whole rows, and the arguments of each document alone.
+
+    They are those that come after the rows of `skip`.
+    """
     random = torch.Generator().manual_seed(1)
-    rows = [[torch.randint(10, 80, (n,), generator=random).tolist() for n in row] for row in LENGTHS]
-    batch = pack_batch(rows, sum(LENGTHS[0]))
+    drawn = [[torch.randint(10, 80, (n,), generator=random).tolist() for n in row] for row in (*skip, *lengths)]
+    rows = drawn[len(skip) :]
+    batch = pack_batch(rows, sum(lengths[0]))
     bounds, longest = document_bounds(batch.segments_BS)
     inputs = {
         "input_ids": torch.from_numpy(batch.tokens_BS),

@@ -22,7 +22,6 @@ NOT_BUILT: Final[Mapping[str, str]] = {
     "pp": "pipeline parallelism",
     "cp": "context parallelism",
     "tp": "tensor parallelism",
-    "ep": "expert parallelism",
 }
 
 

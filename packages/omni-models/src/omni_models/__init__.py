@@ -6,6 +6,9 @@ from omni_models.build import read_config as read_config
 from omni_models.build import save_config as save_config
 from omni_models.choose import attention_problems as attention_problems
 from omni_models.choose import choose_attention as choose_attention
+from omni_models.experts import ExpertsFn as ExpertsFn
+from omni_models.experts import experts_problems as experts_problems
+from omni_models.export import hf_keys as hf_keys
 from omni_models.facts import ModelFacts as ModelFacts
 from omni_models.facts import describe as describe
 from omni_models.facts import flops_per_token as flops_per_token
@@ -19,7 +22,9 @@ from omni_models.loss import summed_loss as summed_loss
 from omni_models.presets import PRESETS as PRESETS
 from omni_models.rope import exact_rope as exact_rope
 from omni_models.seams import map_attention as map_attention
+from omni_models.seams import map_experts as map_experts
 from omni_models.seams import use_attention as use_attention
+from omni_models.seams import use_experts as use_experts
 from omni_models.support import unsupported as unsupported
 from omni_models.weights import fill_weights as fill_weights
 from omni_models.weights import plan_weights as plan_weights

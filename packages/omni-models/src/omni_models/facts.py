@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from omni_models.experts import is_experts
 from omni_models.rope import length_dependent_rotaries
-from omni_models.support import row_problems
+from omni_models.support import expert_problems, row_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class ModelFacts:
     """Names of the repeated blocks, in the order of the forward pass."""
     experts: tuple[str, ...]
     """Names of the modules that hold the weights of many experts."""
+    unspreadable: tuple[str, ...]
+    """Why experts cannot be spread over ranks, in words; empty if they can, or if there are none."""
     decoder: str
     """Name of the module that takes embedded rows through the blocks; "" is the model itself."""
     rotaries: tuple[str, ...]
@@ -70,6 +73,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         model_type=model.config.model_type,
         blocks=block_names(model),
         experts=experts,
+        unspreadable=expert_problems([model.get_submodule(name) for name in experts]),
         decoder=decoder_name(model),
         rotaries=length_dependent_rotaries(model),
         unsplittable=row_problems(model, model.get_submodule(decoder_name(model))),
@@ -118,7 +122,8 @@ def decoder_name(model: PreTrainedModel) -> str:
 def _holds_experts(module: nn.Module) -> bool:
     """Whether `module` is an expert bank of transformers: one parameter with a dim for the experts."""
     own = dict(module.named_parameters(recurse=False))
-    return type(module).__name__.endswith("Experts") and any(param.ndim == 3 for param in own.values())
+    named = type(module).__name__.endswith("Experts") and any(param.ndim == 3 for param in own.values())
+    return named or is_experts(module)
 
 
 def _first(config: object, *names: str) -> int:

@@ -69,7 +69,7 @@ def summed_loss(
     if impl == "auto":
         impl = choose_loss(model)
     if impl == "full":
-        logits_BsV = model(**inputs, use_cache=False).logits
+        logits_BsV = model(**inputs, **_quiet(model)).logits
         _refuse_unequal(labels_Bs, logits_BsV)
         return F.cross_entropy(
             logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), reduction="sum", ignore_index=IGNORE
@@ -78,7 +78,7 @@ def summed_loss(
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(model).__name__} has no linear output head: pass impl='full'.")
     with _head_as_loss(head, labels_Bs) as losses:
-        returned = model(**inputs, use_cache=False).logits
+        returned = model(**inputs, **_quiet(model)).logits
     if len(losses) != 1 or returned is not losses[0][0] or returned._version != losses[0][1]:
         raise ValueError(
             f"{type(model).__name__} computes with its logits after the head, so the chunked loss would be wrong: "
@@ -109,6 +109,12 @@ def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES) -> 
     most = max(1, max_bytes // (4 * vocab_size))
     chunks = max(1, -(-tokens // most))
     return max(1, -(-tokens // chunks))
+
+
+def _quiet(model: PreTrainedModel) -> dict[str, bool]:
+    """Arguments that leave out what training does not want: a cache, and the balance loss of this rank's tokens."""
+    text = model.config.get_text_config()
+    return {"use_cache": False} | ({"output_router_logits": False} if hasattr(text, "output_router_logits") else {})
 
 
 def _refuse_unequal(labels_Bs: Tensor, states_BsX: Tensor) -> None:

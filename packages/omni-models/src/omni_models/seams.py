@@ -1,6 +1,7 @@
-"""Where Hugging Face lets a function be swapped: attention. Each model keeps its own functions, on its own modules.
+"""Where Hugging Face lets a function be swapped: attention and experts. Each model keeps its own functions, on its own
+modules.
 
-transformers finds attention by a name in a process-wide registry. The function registered there, once, is a constant
+transformers finds both by a name in a process-wide registry. The function registered there, once, is a constant
 that looks the real one up on the module that calls it; so two models in one process never share an attention, and the
 modeling files stay as they are. Linear attention has no such registry: see `omni_models.linear`.
 """
@@ -13,15 +14,17 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.moe import ExpertsInterface
 
 from omni_models.attention import ATTENTIONS, AttentionFn
+from omni_models.experts import COMPUTE, ExpertsFn, compute_experts, grouped_experts, is_experts
 from omni_models.linear import CONV, RULE, use_linear
 from omni_models.rope import exact_rope
 from omni_models.support import is_attention, overlays_images
 
 M = TypeVar("M", bound=PreTrainedModel)
 NAME = "omni"
-"""The name of the constant in transformers' registry."""
+"""The name of the constants in transformers' registries."""
 _ATTEND = "omni_attention"
 """The attribute of an attention module that holds its own function."""
 
@@ -75,6 +78,39 @@ def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
         raise ValueError(f"apply use_attention to this {type(model).__name__} before mapping its attention.")
     for module, name in seams:
         setattr(module, name, f(getattr(module, name)))
+    return model
+
+
+def use_experts(model: M, compute: ExpertsFn = grouped_experts) -> M:
+    """The same model, every experts module of which computes by `compute`. Donates `model`.
+
+    Modules of experts that do not call transformers' experts interface stay as they are, and so does a model without.
+
+    Args:
+        model: any model of transformers.
+        compute: from rows sorted by expert, and their counts, to what the experts make of them.
+    """
+    ExpertsInterface.register(NAME, compute_experts)
+    _own_config(model)
+    for module in model.modules():
+        if is_experts(module):
+            setattr(module, COMPUTE, compute)
+            # The public setter checks names against a list of its own; the field is what every layer reads.
+            module.config._experts_implementation_internal = NAME  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def map_experts(model: M, names: tuple[str, ...], f: Callable[[ExpertsFn], ExpertsFn]) -> M:
+    """The same model, in which the function `e` of each experts module named is now `f(e)`. Donates `model`.
+
+    Raises:
+        ValueError: if a name is no experts module, or if `use_experts` was not applied first.
+    """
+    modules = [model.get_submodule(name) for name in names]
+    if strange := [name for name, module in zip(names, modules, strict=True) if not hasattr(module, COMPUTE)]:
+        raise ValueError(f"apply use_experts to this {type(model).__name__} before mapping its experts: {strange[0]}.")
+    for module in modules:
+        setattr(module, COMPUTE, f(getattr(module, COMPUTE)))
     return model
 
 

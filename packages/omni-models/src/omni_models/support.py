@@ -6,11 +6,13 @@ one of them is missing the numbers would be wrong without an error, so the model
 """
 
 import inspect
+from collections.abc import Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from omni_models.experts import is_experts, per_expert
 from omni_models.linear import is_linear
 
 _RECURRENT = (
@@ -61,10 +63,6 @@ def unsupported(model: PreTrainedModel) -> list[str]:
             _has_window(text) and attentions and not any(_passes_window(module) for module in attentions),
             "it keeps its sliding window in a mask, which packed rows do not have",
         ),
-        (
-            getattr(text, "output_router_logits", False) and getattr(text, "router_aux_loss_coef", 0.0),
-            "it asks for a router loss (output_router_logits), which is not built yet",
-        ),
         (config.model_type in _BY_TYPE, _BY_TYPE.get(config.model_type, "")),
     ]
     return [f"{config.model_type} cannot be trained exactly yet: {why}." for holds, why in reasons if holds]
@@ -84,6 +82,22 @@ def row_problems(model: PreTrainedModel, decoder: nn.Module) -> tuple[str, ...]:
     return (
         *(f"{name} carries something along the row beside attention" for name in unsplittable(model)),
         *(() if inside else (f"what {type(model).__name__} calls its decoder holds no attention",)),
+    )
+
+
+def expert_problems(modules: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Why the experts in `modules` cannot be spread over ranks, in words; empty if they can. Pure."""
+    deaf = sorted({type(module).__name__ for module in modules if not is_experts(module)})
+    shared = {
+        f"{type(module).__name__}.{name}"
+        for module in modules
+        if is_experts(module)
+        for name, param in module.named_parameters()
+        if not any(param is own for own in per_expert(module).values())
+    }
+    return (
+        *(f"{name} does not call transformers' experts interface, the only way to its experts" for name in deaf),
+        *(f"{name} belongs to all experts at once" for name in sorted(shared)),
     )
 
 

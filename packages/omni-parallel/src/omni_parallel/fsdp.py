@@ -5,11 +5,13 @@ sharding where the mesh has replicas. Gradients are summed, never averaged: the 
 of targets of the whole world, so the sum is the exact gradient however the batch was cut.
 """
 
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from omni_mesh import Mesh
 from omni_parallel.plan import ParallelPlan
@@ -27,32 +29,71 @@ def shard_fsdp(
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
-    Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them.
+    Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them. Experts
+    that `apply_ep` has spread are units of their own, on the experts view.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
-        mesh: parameters are split over fsdp and copied over replicate.
+        mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
         reduce_dtype: dtype in which gradients are summed over ranks.
+
+    Raises:
+        ValueError: if the shape of an expert does not divide over efsdp.
     """
-    view = mesh.params["replicate", "fsdp"] if mesh.spec.replicate > 1 else mesh.params["fsdp"]
+    dense = mesh.params["replicate", "fsdp"] if mesh.spec.replicate > 1 else mesh.params["fsdp"]
+    sparse = mesh.experts["replicate", "efsdp"] if mesh.spec.replicate > 1 else mesh.experts["efsdp"]
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
-    units = [model.get_submodule(name) for name in plan.blocks]
-    for unit in (*units, model):
-        fully_shard(unit, mesh=view, mp_policy=policy, reshard_after_forward=plan.reshard_after_forward)
+    wrap = partial(fully_shard, mp_policy=policy, reshard_after_forward=plan.reshard_after_forward)
+    units = unit_order(plan.blocks, plan.experts)
+    for name in (*plan.experts, *plan.blocks, ""):
+        unit = model.get_submodule(name)
+        if name in plan.experts:
+            wrap(unit, mesh=sparse, shard_placement_fn=partial(_cut_expert, name, mesh.spec.efsdp))
+        else:
+            wrap(unit, mesh=dense)
         assert isinstance(unit, FSDPModule)
         # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     if mesh.spec.fsdp > 1:
-        _prefetch(units, plan.prefetch)
+        _prefetch([[model.get_submodule(name) for name in names] for names in units], plan.prefetch)
     return model
 
 
-def _prefetch(units: list[nn.Module], depth: int) -> None:
-    """Gather the next `depth` units while one computes, in the order of the forward pass and in its reverse."""
-    for i in range(len(units)):
-        ahead, behind = units[i + 1 : i + 1 + depth], units[max(0, i - depth) : i][::-1]
-        units[i].set_modules_to_forward_prefetch(ahead)  # pyright: ignore[reportCallIssue]
-        units[i].set_modules_to_backward_prefetch(behind)  # pyright: ignore[reportCallIssue]
+def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[str]]:
+    """For each block, its name and those of the experts in it, which are gathered in that order. Pure.
+
+    >>> unit_order(("layers.0", "layers.1", "layers.10"), ("layers.1.experts",))
+    [['layers.0'], ['layers.1', 'layers.1.experts'], ['layers.10']]
+    """
+    return [[block, *(name for name in experts if name.startswith(f"{block}."))] for block in blocks]
+
+
+def _cut_expert(name: str, ranks: int, param: nn.Parameter) -> Shard:
+    """Along which dim the ranks of efsdp share a parameter of experts that are spread over ep along the first.
+
+    Along another dim than the first each rank's part is a plain block of the whole, which any reader of checkpoints
+    understands; torch cuts it evenly only.
+    """
+    fits = [dim for dim in range(1, param.ndim) if param.shape[dim] % ranks == 0]
+    if not fits:
+        raise ValueError(
+            f"{name}: experts of shape {list(param.shape[1:])} do not divide over the {ranks} ranks that share each "
+            "(efsdp = shard x cp x sp x tp / ep): choose ep or shard so that one of these sizes does."
+        )
+    return Shard(fits[-1])
+
+
+def _prefetch(blocks: list[list[nn.Module]], depth: int) -> None:
+    """Gather what the next `depth` blocks need while one computes, in the order of the forward pass and its reverse.
+
+    Backward, too, a block is asked for before the experts in it.
+    """
+    for i, units in enumerate(blocks):
+        ahead = [unit for names in blocks[i + 1 : i + 1 + depth] for unit in names]
+        behind = [unit for names in blocks[max(0, i - depth) : i][::-1] for unit in names]
+        for j, unit in enumerate(units):
+            unit.set_modules_to_forward_prefetch([*units[j + 1 :], *ahead])  # pyright: ignore[reportCallIssue]
+            unit.set_modules_to_backward_prefetch([*units[j + 1 :], *behind])  # pyright: ignore[reportCallIssue]

@@ -1,7 +1,8 @@
 """The parallel plan: which modules are sharded and which recomputed, as plain data.
 
 A plan is derived by a pure function from facts about a model and the sizes of a mesh. It can be printed, compared and
-tested without a GPU; the functions that follow it (`shard_fsdp`, `recompute_blocks`) decide nothing themselves.
+tested without a GPU; the functions that follow it (`shard_fsdp`, `recompute_blocks`, `apply_ep`) decide nothing
+themselves.
 """
 
 from collections.abc import Mapping
@@ -45,6 +46,21 @@ class ModelFacts(Protocol):
         """Why a row cannot be cut between ranks, in words; empty if it can."""
         ...
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the modules that hold the weights of many experts."""
+        ...
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of each of those modules; 0 if there are none."""
+        ...
+
+    @property
+    def unspreadable(self) -> tuple[str, ...]:
+        """Why experts cannot be spread over ranks, in words; empty if they can."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RecomputeConfig:
@@ -73,6 +89,10 @@ _MATMULS = (
     *("aten::_grouped_mm", "aten::_scaled_mm", "aten::_scaled_mm_v2"),
     *("aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"),
 )
+COUNTS = "omni::read_counts"
+"""The operator by which the host learns how many rows go to which rank of experts. No recomputation runs it again, since
+the host would wait for the device once more."""
+
 KEPT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"nothing": (), "attention": _ATTENTION, "matmuls": _ATTENTION + _MATMULS}
 )
@@ -100,6 +120,8 @@ class ParallelPlan:
     """Position encodings that are made for the whole row before they are cut."""
     sp_chunks: int = 1
     """Parts of a sequence rank's heads: the collective of one runs under the attention of another."""
+    experts: tuple[str, ...] = ()
+    """Modules whose experts are spread over expert ranks, and sharded apart from their blocks."""
 
 
 def plan_parallel(
@@ -120,7 +142,7 @@ def plan_parallel(
     >>> from omni_mesh import MeshConfig, resolve_mesh
     >>> facts = SimpleNamespace(
     ...     blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2,
-    ...     decoder="", rotaries=(), unsplittable=())
+    ...     decoder="", rotaries=(), unsplittable=(), experts=(), num_experts=0, unspreadable=())
     >>> plan_parallel(facts, resolve_mesh(MeshConfig(), 2), recompute=RecomputeConfig(every=2)).recompute
     ('layers.0', 'layers.2')
     """
@@ -133,6 +155,8 @@ def plan_parallel(
         problems += [
             f"sp={spec.sp} cannot cut a row: {why}. Leave sp at 1, shard instead." for why in facts.unsplittable
         ]
+    if spec.ep > 1:
+        problems += _spread_problems(facts, spec)
     most = -(-facts.num_heads // spec.sp)
     if sp_chunks < 1:
         problems.append(f"sp_chunks={sp_chunks} must be at least 1, which is no overlap.")
@@ -155,9 +179,22 @@ def plan_parallel(
     return ParallelPlan(
         blocks=facts.blocks,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
-        keep=KEPT[recompute.keep],
+        keep=(*KEPT[recompute.keep], *((COUNTS,) if spec.ep > 1 and recompute.every else ())),
         reshard_after_forward=spec.fsdp > 1,
         decoder=facts.decoder,
         rotaries=facts.rotaries,
         sp_chunks=sp_chunks,
+        experts=facts.experts if spec.ep > 1 else (),
     )
+
+
+def _spread_problems(facts: ModelFacts, spec: MeshSpec) -> list[str]:
+    """Why the experts of such a model cannot be spread over the expert ranks of `spec`."""
+    ep, experts = spec.ep, facts.num_experts
+    if not facts.experts:
+        return [f"ep={ep}, but the model has no experts to spread: leave ep at 1."]
+    problems = [f"ep={ep} cannot spread experts: {why}. Leave ep at 1, shard instead." for why in facts.unspreadable]
+    if experts % ep:
+        fits = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0)
+        problems.append(f"ep={ep} does not divide the {experts} experts: choose ep among {fits}.")
+    return problems

@@ -1,0 +1,173 @@
+"""Experts as one function over sorted rows: choices are sorted by expert once, computed by grouped matrix products, and
+summed back onto their tokens in a fixed order.
+
+Whatever a mixture of experts does before and after its experts (routing, groups of experts, scaling, shared experts)
+stays in its modeling file. What is swapped is the function behind transformers' experts interface, which is given each
+token's experts and their weights. No host synchronisation, no mask of (tokens, experts), no loop over experts, and no
+sum whose order depends on timing: two runs give the same bits.
+
+Dimensions: T tokens, K experts a token, R = T * K rows (a row is a token at one of its experts), E experts, H hidden
+size, F width of an expert.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(module, rows_RH, counts_E) -> out_RH: what each expert makes of its rows. Rows are sorted by expert; `counts_E` says
+how many each has, and its length how many experts there are."""
+
+COMPUTE = "omni_experts"
+"""The attribute of an experts module that holds its own function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Which row is which choice of which token."""
+
+    order_R: Tensor
+    """The choice (token * K + k) that each row is."""
+    place_TK: Tensor
+    """The row that each choice is: the inverse of `order_R`."""
+    counts_E: Tensor
+    """Rows of each expert, int64."""
+
+
+def sort_choices(expert_TK: Tensor, num_experts: int) -> Routes:
+    """Choices sorted by expert, those of one expert in the order of their tokens. Pure, no host synchronisation.
+
+    >>> sort_choices(torch.tensor([[2, 0], [0, 1]]), 4).counts_E
+    tensor([2, 1, 1, 0])
+    """
+    sorted_R, order_R = expert_TK.flatten().sort(stable=True)
+    place_R = torch.empty_like(order_R)
+    place_R[order_R] = torch.arange(len(order_R), device=order_R.device)
+    # bincount would make the host wait for the GPU.
+    bounds = torch.searchsorted(sorted_R, torch.arange(num_experts + 1, dtype=sorted_R.dtype, device=sorted_R.device))
+    return Routes(order_R, place_R.view(expert_TK.shape), bounds.diff())
+
+
+def grouped_experts(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
+    """What the experts of `module` make of rows sorted by expert, by grouped matrix products.
+
+    Any layout that transformers' decorator declares: gated or not, with biases or not, weights transposed or not, a
+    norm after each expert or not. Parameters may be DTensors, of which this rank's part holds the experts counted.
+    """
+    first, second = ("gate_up_proj" if _flag(module, "has_gate") else "up_proj"), "down_proj"
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    hidden_RF = _grouped_linear(module, first, rows_RH, counts_E, ends_E)
+    act: Any = module._apply_gate if _flag(module, "has_gate") else module.act_fn
+    out_RH = _grouped_linear(module, second, act(hidden_RF), counts_E, ends_E)
+    return module.post_expert_norm(out_RH) if _flag(module, "has_post_expert_norm") else out_RH  # pyright: ignore[reportCallIssue]
+
+
+def compute_experts(module: nn.Module, x: Tensor, expert_TK: Tensor, weights: Tensor) -> Tensor:
+    """What transformers' experts interface asks for, by the function that `module` holds: the shape and dtype of `x`.
+
+    Args:
+        module: an experts module, with its function (see `omni_models.use_experts`).
+        x: (T, H), or any shape of T tokens.
+        expert_TK: int64, the experts of each token.
+        weights: of each choice, (T, K), or of every expert, (T, E).
+    """
+    compute = getattr(module, COMPUTE, None)
+    if compute is None:
+        raise ValueError(f"{type(module).__name__} calls its experts but was not found by use_experts.")
+    weights_TK = weights if weights.shape == expert_TK.shape else weights.gather(-1, expert_TK)
+    x_TH, routes = x.flatten(0, -2), sort_choices(expert_TK, module.num_experts)  # pyright: ignore[reportArgumentType]
+    rows_RH = _Spread.apply(x_TH, routes)
+    out_RH = compute(module, rows_RH, routes.counts_E)
+    out_TH: Any = _Collect.apply(out_RH, weights_TK, routes)
+    # A view would lose the hooks of sharding if its caller adds to it in place.
+    return out_TH.to(x.dtype) if x.ndim == 2 else out_TH.to(x.dtype).view(x.shape).clone()
+
+
+def experts_problems(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
+    """Why the grouped products cannot compute this model's experts in this dtype, in words. Pure."""
+    step = 16 // dtype.itemsize
+    odd = sorted({size for m in model.modules() if is_experts(m) for size in _widths(m) if size % step})
+    return [
+        f"experts of {model.config.model_type} have a width of {', '.join(map(str, odd))}: grouped matrix products in "
+        f"{dtype} need multiples of {step}. Leave the experts to transformers (experts=transformers), on ep=1."
+        for _ in odd[:1]
+    ]
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether `module` calls transformers' experts interface: its decorator leaves these attributes."""
+    return hasattr(module, "is_transposed") and hasattr(module, "has_gate") and hasattr(module, "num_experts")
+
+
+def per_expert(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of an experts module that have a part for each expert along their first dim, by name. Pure."""
+    own = dict(module.named_parameters(recurse=False))
+    return {name: param for name, param in own.items() if param.ndim > 1 and param.shape[0] == module.num_experts}
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens to rows; backward, the gradients of a token's rows are summed in the order of its choices."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TH: Tensor, routes: Routes) -> Tensor:
+        ctx.save_for_backward(routes.place_TK)
+        return x_TH[routes.order_R // routes.place_TK.shape[1]]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (place_TK,) = ctx.saved_tensors
+        return grads[0][place_TK].sum(1), None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows to tokens, weighted and summed in the order of a token's choices, in the widest dtype of the two."""
+
+    @staticmethod
+    def forward(ctx: Any, out_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
+        ctx.save_for_backward(out_RH, weights_TK, routes.order_R, routes.place_TK)
+        return (out_RH[routes.place_TK] * weights_TK[..., None]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        out_RH, weights_TK, order_R, place_TK = ctx.saved_tensors
+        grad_RH = grads[0].to(out_RH.dtype)[order_R // place_TK.shape[1]]
+        d_weights_R = (grad_RH * out_RH).sum(-1, dtype=torch.float32)
+        return grad_RH.mul_(weights_TK.flatten()[order_R, None]), d_weights_R[place_TK].to(weights_TK.dtype), None
+
+
+def _grouped_linear(module: nn.Module, name: str, x_RX: Tensor, counts_E: Tensor, ends_E: Tensor) -> Tensor:
+    weight_EXY = _local(getattr(module, name))
+    if not _flag(module, "is_transposed"):
+        weight_EXY = weight_EXY.transpose(1, 2)
+    bias_EY = _local(getattr(module, f"{name}_bias")) if _flag(module, "has_bias") else None
+    if not len(x_RX):
+        # A rank without rows has gradients all the same, zeros, so that it joins the sums that others wait for.
+        nothing = weight_EXY.sum() + (0 if bias_EY is None else bias_EY.sum())
+        return x_RX.new_zeros(0, weight_EXY.shape[2]) + 0 * nothing.to(x_RX.dtype) + x_RX.sum()
+    out_RY = F.grouped_mm(x_RX.to(weight_EXY.dtype), weight_EXY, offs=ends_E)
+    if bias_EY is None:
+        return out_RY
+    experts = torch.arange(len(counts_E), device=x_RX.device)
+    # The output's size is known here, so that the host need not ask the GPU for it.
+    return out_RY + bias_EY[torch.repeat_interleave(experts, counts_E, output_size=len(x_RX))]
+
+
+def _widths(module: nn.Module) -> set[int]:
+    return {size for param in per_expert(module).values() if param.ndim == 3 for size in param.shape[1:]}
+
+
+def _flag(module: nn.Module, name: str) -> bool:
+    return bool(getattr(module, name, False))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
