@@ -19,11 +19,15 @@ from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
     ModelFacts,
+    asked_loss,
     attention_problems,
+    balance_problems,
     build_model,
     choose_attention,
+    choose_experts,
     choose_loss,
     describe,
+    experts_problems,
     fitting_kernels,
     kernel_problems,
     loss_problems,
@@ -60,6 +64,9 @@ class Decision:
     device: str
     dtype: torch.dtype
     attention: str
+    experts: str
+    balance: float
+    """Weight of the balance loss."""
     kernels: tuple[str, ...]
     loss: Literal["auto", "chunked", "full"]
     keep: str
@@ -88,10 +95,18 @@ class Decision:
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
                 ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
+                *((("experts", self._experts()),) if self.facts.experts else ()),
                 ("kernels", ", ".join(self.kernels) or "those of transformers"),
                 ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}"),
             )
         )
+
+
+    def _experts(self) -> str:
+        ep = self.spec.ep
+        spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""
+        evened = f", balance loss times {self.balance:g}" if self.balance else ""
+        return f"{self.facts.num_experts}, {self.facts.experts_per_token} a token, {self.experts}{spread}{evened}"
 
 
 def decide(config: Config, ranks: int | None = None) -> Decision:
@@ -130,7 +145,13 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     tokenizer = attempt(problems, read_tokenizer, name) if name else None
     attention = config.attention
     loss: Literal["auto", "chunked", "full"] = config.loss
+    experts = config.experts
     if model and facts:
+        experts = choose_experts(model, dtype) if experts == "auto" and config.mesh.ep == 1 else experts
+        experts = "grouped" if experts == "auto" else experts
+        if facts.experts:
+            problems += experts_problems(model, experts, dtype, ep=config.mesh.ep)
+        problems += balance_problems(model, config.balance)
         attention = choose_attention(model, device, dtype) if attention == "auto" else attention
         loss = choose_loss(model) if loss == "auto" else loss
         if config.recompute.keep == "attention" and attention == "eager":
@@ -183,6 +204,8 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         device=device,
         dtype=dtype,
         attention=attention,
+        experts=experts,
+        balance=asked_loss(model, config.balance),
         kernels=() if config.kernels == "none" or kernel_problems(device) else fitting_kernels(model),
         loss=loss,
         keep=config.recompute.keep,

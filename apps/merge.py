@@ -15,7 +15,7 @@ import tyro
 from preflight import run
 
 from omni_ckpt import latest, merge_to_hf, step_dir, steps
-from omni_models import build_model, describe, read_config
+from omni_models import build_model, hf_keys, read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,8 @@ def main(config: Config) -> None:
             f"{config.run} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}."
         )
     check_free(config.to)
-    if describe(build_model(read_config(str(assets)), device="meta")).experts:
-        raise ValueError("merging a mixture of experts is not built yet: the hub names its experts one by one.")
-    merge_to_hf(source, config.to, dtype=getattr(torch, config.dtype) if config.dtype else None)
+    to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
+    merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
     for file in assets.iterdir():
         shutil.copy(file, config.to)
     if config.dtype:

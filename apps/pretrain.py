@@ -4,6 +4,7 @@
     uv run apps/pretrain.py --model qwen3-0.6b --data text/ --tokenizer Qwen/Qwen3-0.6B --out runs/mine
     uv run apps/pretrain.py --replicate 2 --shard 4          on eight local GPUs, or eight processes of a CPU
     uv run apps/pretrain.py --sp 2 --seq-len 1024            each row cut between two of them
+    uv run apps/pretrain.py --model tiny-moe --ep 2          experts spread over two of them
     torchrun --nnodes 2 --nproc-per-node 8 apps/pretrain.py  simply a rank, here and under Slurm's srun
 
 Without weights the model starts at random. A run found in --out is continued.
@@ -18,7 +19,7 @@ from decide import decide
 from preflight import start
 from request import Config
 from step import accumulate_grads_, mean_reach, place
-from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
+from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_loads, tell_step, what_next
 
 from omni_ckpt import load_dcp, prune, save_dcp, step_dir
 from omni_data import (
@@ -30,8 +31,21 @@ from omni_data import (
     stream_batches,
 )
 from omni_mesh import join_world, make_mesh
-from omni_models import fill_weights, flops_per_token, map_attention, save_config, use_attention, use_kernels
+from omni_models import (
+    fill_weights,
+    flops_per_token,
+    map_attention,
+    map_experts,
+    next_biases,
+    read_biases,
+    save_config,
+    set_biases_,
+    use_attention,
+    use_experts,
+    use_kernels,
+)
 from omni_parallel import (
+    apply_ep,
     apply_ulysses,
     clip_grads_,
     gather_objects,
@@ -53,7 +67,9 @@ def main(config: Config) -> None:
         mesh = make_mesh(run.spec, device_type=run.device)
         model = use_kernels(run.model, run.kernels, device_type=run.device)
         model = use_attention(model, run.attention)
+        model = use_experts(model, run.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
+        model = apply_ep(model, mesh, run.plan, over=map_experts)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if run.found else config.weights, seed=config.seed)
@@ -98,10 +114,12 @@ def main(config: Config) -> None:
                 micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
                 reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
             waited = time.perf_counter() - began
-            metrics = accumulate_grads_(model, micro, run.loss)
+            metrics, loads = accumulate_grads_(model, micro, run.loss, balance=run.balance)
             metrics["grad_norm"] = clip_grads_(model, config.optim.max_norm)
             lr = run.schedule(state.step)
             state = update(state, run.schedule)
+            if rate := config.balance.rate:
+                set_biases_(model, next_biases(read_biases(model), loads, rate))
 
             # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}
@@ -117,7 +135,7 @@ def main(config: Config) -> None:
                 ranks=world.size,
                 flops=flops_per_token(run.facts, reach),
                 memory_gb=peak_memory_gb(world.device),
-            )
+            ) | tell_loads(loads)
             began += row["seconds"]
             if chief:
                 append_row(config.out / "metrics.jsonl", row)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from omni_mesh import MeshConfig
+from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig, RecomputeConfig
 
 
@@ -51,6 +52,9 @@ class Config:
     """Of compute; the master weights, gradients and moments are float32. auto: bfloat16 on GPUs, float32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
+    experts: Literal["auto", "grouped", "transformers"] = "auto"
+    """How experts are computed: by grouped matrix products over rows sorted by expert, or as transformers does. auto:
+    grouped wherever the widths of the experts allow it."""
     kernels: Literal["auto", "none"] = "auto"
     """Fused kernels for norms, gated activations and rotary positions. auto: where they are proven to fit this model,
     on GPUs, if Liger is installed."""
@@ -64,4 +68,5 @@ class Config:
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
     recompute: RecomputeConfig = RecomputeConfig()
+    balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()

@@ -1,4 +1,4 @@
-"""One step of training, in three functions: rows to tensors, what their attention costs, tensors to gradients."""
+"""One step of training: rows to tensors, what their attention costs, tensors to gradients, and how busy experts were."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from omni_data import Batch, document_bounds, shard_sequence
-from omni_models import count_targets, summed_loss
+from omni_models import balance_loss, count_loads, count_targets, record_routing, summed_loss
 from omni_parallel import global_sum
 
 Loss = Literal["auto", "chunked", "full"]
@@ -18,7 +18,8 @@ Loss = Literal["auto", "chunked", "full"]
 def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
     """`batch` on `device`, as the arguments of a model and its labels. Raises `ValueError` on a token without a row.
 
-    The rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`.
+    The rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`, and
+    `real_T` tells which tokens of that part do not only lengthen the row.
     """
     if (largest := int(batch.tokens_BS.max())) >= vocab_size:
         raise ValueError(f"the data has token id {largest}, but the model has embeddings for {vocab_size} only.")
@@ -27,6 +28,7 @@ def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0,
         "input_ids": batch.tokens_BS,
         "position_ids": batch.positions_BS,
         "labels_Bs": shard_sequence(batch.labels_BS, part, parts),
+        "real_T": shard_sequence(np.zeros_like(batch.labels_BS), part, parts).ravel() == 0,
         "cu_seqlens": cu_seqlens,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -42,15 +44,36 @@ def mean_reach(batch: Batch) -> float:
 
 
 def accumulate_grads_(
-    model: PreTrainedModel, micro: Sequence[dict[str, Any]], loss: Literal["auto", "chunked", "full"]
-) -> dict[str, Tensor]:
-    """Add to `model` the gradient of the mean loss (nats) over every target of every rank and microbatch."""
+    model: PreTrainedModel, micro: Sequence[dict[str, Any]], loss: Loss, *, balance: float = 0.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Add to `model` the gradient of the mean loss (nats) over every target of every rank and microbatch.
+
+    Args:
+        model: sharded or not.
+        micro: the arguments of the model, and what else `place` gives, of each microbatch of this rank.
+        loss: how it is computed.
+        balance: weight of the balance loss, which is over the tokens of all ranks, and the mean over microbatches.
+
+    Returns:
+        What was measured, by name; and by layer the tokens of all ranks that chose each expert, (E,).
+    """
     targets = global_sum(torch.stack([count_targets(inputs["labels_Bs"]) for inputs in micro]).sum())
     shares = targets.clamp(min=1)  # A step without a target has a loss of zero, not of nothing.
-    total = torch.zeros((), device=targets.device)
+    total, uneven = torch.zeros((), device=targets.device), torch.zeros((), device=targets.device)
+    loads: list[dict[str, Tensor]] = []
     for inputs in micro:
-        labels_Bs = inputs.pop("labels_Bs")
-        part = summed_loss(model, inputs, labels_Bs, impl=loss) / shares
-        part.backward()
+        labels_Bs, real_T = inputs.pop("labels_Bs"), inputs.pop("real_T")
+        with record_routing(model) as routing:
+            part = summed_loss(model, inputs, labels_Bs, impl=loss) / shares
         total += part.detach()
-    return {"loss": global_sum(total), "targets": targets}
+        if balance:
+            logits, K = list(routing.logits.values()), next(iter(routing.chosen.values())).shape[1]
+            even = balance_loss(logits, K, real_T=real_T, total=global_sum) / len(micro)
+            uneven += even.detach()
+            part = part + balance * even
+        part.backward()
+        loads.append(count_loads(routing, real_T=real_T))
+    metrics = {"loss": global_sum(total), "targets": targets}
+    if balance:
+        metrics["balance_loss"] = global_sum(uneven)
+    return metrics, {name: global_sum(torch.stack([load[name] for load in loads]).sum(0)) for name in loads[0]}

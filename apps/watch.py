@@ -6,10 +6,12 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-Row = Mapping[str, float]
+Row = Mapping[str, Any]
 
 
 def tell_step(
@@ -51,6 +53,23 @@ def tell_step(
         "tokens_per_second_per_rank": speed / ranks,
         "tflops_per_rank": flops * speed / ranks / 1e12,
         "memory_gb": memory_gb,
+    }
+
+
+def tell_loads(loads: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
+    """How busy experts were, of the tokens that chose each by layer; nothing for a model without experts.
+
+    `expert_load` is the load of each expert over all layers, `expert_load_max` that of the busiest expert of any layer,
+    both in units of the mean: 1 is perfect balance.
+    """
+    if not loads:
+        return {}
+    loads_LE = torch.stack(list(loads.values())).double()
+    mean_E = loads_LE.mean(0)
+    most = (loads_LE / loads_LE.mean(1, keepdim=True).clamp(min=1)).max().item()
+    return {
+        "expert_load_max": round(most, 4),
+        "expert_load": [round(load, 4) for load in (mean_E / mean_E.mean().clamp(min=1)).tolist()],
     }
 
 

@@ -14,7 +14,7 @@ rank is the same number in each of them, and its coordinates are the digits of t
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from math import prod
+from math import gcd, prod
 from typing import Final
 
 # Axes that are named but not built: `resolve_mesh` refuses them by name. A version that builds one takes its line out.
@@ -133,11 +133,11 @@ def resolve_mesh(config: MeshConfig, world_size: int) -> MeshSpec:
 def ranks_asked(config: MeshConfig, available: int) -> int:
     """How many local ranks to start for `config`, given `available` local GPUs (0: on CPU).
 
-    That is the product of the axes; where one is -1, every GPU, or on CPU the product of the others. `ep` borrows
-    ranks, so it multiplies nothing. Raises `ValueError` on malformed axes, or when more ranks are asked than GPUs.
+    That is the product of the axes; where one is -1, every GPU, or on CPU the product of the others, times what `ep`
+    still lacks of ranks to borrow. Raises `ValueError` on malformed axes, or when more ranks are asked than GPUs.
 
-    >>> ranks_asked(MeshConfig(shard=2, sp=2), 0), ranks_asked(MeshConfig(sp=2), 8)
-    (4, 8)
+    >>> ranks_asked(MeshConfig(shard=2, sp=2), 0), ranks_asked(MeshConfig(sp=2), 8), ranks_asked(MeshConfig(ep=2), 0)
+    (4, 8, 2)
     """
     problems = _malformed(config)
     axes = _base(config)
@@ -148,7 +148,12 @@ def ranks_asked(config: MeshConfig, available: int) -> int:
             f"{available} GPUs. Make the axes smaller, or start it on more machines with torchrun or srun."
         )
     _refuse(problems, "The mesh cannot be started here")
-    return available if available and -1 in axes.values() else asked
+    if -1 not in axes.values():
+        return asked
+    borrowed = {axis: axes[axis] for axis in ("shard", "cp", "sp", "tp")}
+    known = prod(size for size in borrowed.values() if size != -1)
+    lacking = config.ep // gcd(config.ep, known) if -1 in borrowed.values() else 1
+    return available or asked * lacking
 
 
 def coords(spec: MeshSpec, rank: int) -> dict[str, int]:

@@ -1,12 +1,24 @@
 """Hugging Face models, described, built and filled without patching them."""
 
 from omni_models.attention import AttentionFn as AttentionFn
+from omni_models.balance import BalanceConfig as BalanceConfig
+from omni_models.balance import Routing as Routing
+from omni_models.balance import asked_loss as asked_loss
+from omni_models.balance import balance_loss as balance_loss
+from omni_models.balance import balance_problems as balance_problems
+from omni_models.balance import count_load as count_load
+from omni_models.balance import count_loads as count_loads
+from omni_models.balance import next_biases as next_biases
+from omni_models.balance import read_biases as read_biases
+from omni_models.balance import record_routing as record_routing
+from omni_models.balance import set_biases_ as set_biases_
 from omni_models.build import build_model as build_model
 from omni_models.build import read_config as read_config
 from omni_models.build import save_config as save_config
 from omni_models.choose import attention_problems as attention_problems
 from omni_models.choose import choose_attention as choose_attention
 from omni_models.experts import ExpertsFn as ExpertsFn
+from omni_models.experts import choose_experts as choose_experts
 from omni_models.experts import experts_problems as experts_problems
 from omni_models.export import hf_keys as hf_keys
 from omni_models.facts import ModelFacts as ModelFacts

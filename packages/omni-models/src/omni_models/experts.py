@@ -90,15 +90,29 @@ def compute_experts(module: nn.Module, x: Tensor, expert_TK: Tensor, weights: Te
     return out_TH.to(x.dtype) if x.ndim == 2 else out_TH.to(x.dtype).view(x.shape).clone()
 
 
-def experts_problems(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
-    """Why the grouped products cannot compute this model's experts in this dtype, in words. Pure."""
+def choose_experts(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """The fastest way to this model's experts in this dtype: "grouped", or "transformers" where that cannot be. Pure."""
+    return "transformers" if experts_problems(model, "grouped", dtype) else "grouped"
+
+
+def experts_problems(model: PreTrainedModel, compute: str, dtype: torch.dtype, *, ep: int = 1) -> list[str]:
+    """Why `compute` cannot be how this model's experts are computed in this dtype, in words. Pure.
+
+    Args:
+        model: of any kind of transformers.
+        compute: "grouped" or "transformers".
+        dtype: of compute.
+        ep: ranks that experts are spread over.
+    """
+    if compute == "transformers":
+        return [f"experts=transformers keeps all experts on every rank: use grouped with ep={ep}."] if ep > 1 else []
     step = 16 // dtype.itemsize
-    odd = sorted({size for m in model.modules() if is_experts(m) for size in _widths(m) if size % step})
-    return [
-        f"experts of {model.config.model_type} have a width of {', '.join(map(str, odd))}: grouped matrix products in "
-        f"{dtype} need multiples of {step}. Leave the experts to transformers (experts=transformers), on ep=1."
-        for _ in odd[:1]
-    ]
+    if odd := sorted({size for m in model.modules() if is_experts(m) for size in _widths(m) if size % step}):
+        return [
+            f"experts of {model.config.model_type} have a width of {', '.join(map(str, odd))}: grouped matrix products "
+            f"in {dtype} need multiples of {step}. Leave them to transformers (experts=transformers), with ep=1."
+        ]
+    return []
 
 
 def is_experts(module: nn.Module) -> bool:

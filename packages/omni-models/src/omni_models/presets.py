@@ -72,18 +72,27 @@ def _llama3(*shape: int, factor: float | None = None, head_dim: int = 128, tied:
     }
 
 
+_TINY = _shape(128, 384, 4, 4, 2) | {
+    "model_type": "qwen3",
+    "vocab_size": 272,
+    "head_dim": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "bos_token_id": None,
+    "eos_token_id": 256,
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "tiny": _shape(128, 384, 4, 4, 2)
+        "tiny": _TINY,
+        "tiny-moe": _TINY
         | {
-            "model_type": "qwen3",
-            "vocab_size": 272,
-            "head_dim": 32,
-            "max_position_embeddings": 4096,
-            "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "bos_token_id": None,
-            "eos_token_id": 256,
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": 96,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
         },
         "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, vocab=151936, tied=True),
         "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, vocab=151936, tied=True),

@@ -81,15 +81,25 @@ def map_attention(model: M, f: Callable[[AttentionFn], AttentionFn]) -> M:
     return model
 
 
-def use_experts(model: M, compute: ExpertsFn = grouped_experts) -> M:
+def use_experts(model: M, compute: str | ExpertsFn = "grouped") -> M:
     """The same model, every experts module of which computes by `compute`. Donates `model`.
 
     Modules of experts that do not call transformers' experts interface stay as they are, and so does a model without.
 
     Args:
         model: any model of transformers.
-        compute: from rows sorted by expert, and their counts, to what the experts make of them.
+        compute: "grouped", `omni_models.experts.grouped_experts`; "transformers", which leaves them as they are; or a
+            function from rows sorted by expert, and their counts, to what the experts make of them.
+
+    Raises:
+        ValueError: if there are no experts of that name.
     """
+    if compute == "transformers":
+        return model
+    if isinstance(compute, str):
+        if compute != "grouped":
+            raise ValueError(f"there are no experts {compute!r}; there are grouped and transformers.")
+        compute = grouped_experts
     ExpertsInterface.register(NAME, compute_experts)
     _own_config(model)
     for module in model.modules():
