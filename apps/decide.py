@@ -101,7 +101,6 @@ class Decision:
             )
         )
 
-
     def _experts(self) -> str:
         ep = self.spec.ep
         spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""

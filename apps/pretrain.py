@@ -19,7 +19,16 @@ from decide import decide
 from preflight import start
 from request import Config
 from step import accumulate_grads_, mean_reach, place
-from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_loads, tell_step, what_next
+from watch import (
+    append_row,
+    check_finite,
+    forget_after,
+    peak_memory_gb,
+    progress_line,
+    tell_loads,
+    tell_step,
+    what_next,
+)
 
 from omni_ckpt import load_dcp, prune, save_dcp, step_dir
 from omni_data import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from ranks import rank_pool
-from shapes import EXPERTS, FAMILIES, LINEAR_FAMILIES, SHAPE
+from shapes import EXPERTS, FAMILIES, LINEAR_FAMILIES, MIXTURES, ROUTED, SHAPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
@@ -32,10 +32,6 @@ from omni_parallel import apply_ulysses, global_sum, plan_parallel
 TOLERANCE = 1e-5
 DOCS = Path(__file__).parent.parent / "docs" / "sequence.md"
 DEEPSEEK = FAMILIES["deepseek_v3"]
-ROUTED = {
-    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-}
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -70,10 +66,7 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("normalised heads", FAMILIES["qwen3"]),
     "qwen3_moe": ("experts", FAMILIES["qwen3_moe"]),
-    "mixtral": (
-        "experts, sliding window",
-        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
-    ),
+    "mixtral": ("experts, sliding window", MIXTURES["mixtral"]),
     "gemma": ("scaled embeddings", {"model_type": "gemma", "head_dim": 8}),
     "gemma2": ("softcap, windows", FAMILIES["gemma2"]),
     "gemma3_text": ("two position encodings, windows", FAMILIES["gemma3"]),
@@ -89,21 +82,14 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm": ("partial rotary", {"model_type": "glm", "head_dim": 8}),
     "glm4": ("sandwich norms", {"model_type": "glm4", "head_dim": 8}),
-    "glm4_moe": (
-        "experts, shared expert",
-        {
-            "model_type": "glm4_moe",
-            "head_dim": 8,
-            **ROUTED,
-        },
-    ),
+    "glm4_moe": ("experts, shared expert", MIXTURES["glm4_moe"]),
     "olmo": ("plain layer norm", {"model_type": "olmo"}),
     "olmo2": ("norms after", {"model_type": "olmo2"}),
     "olmo3": (
         "windows, norms after",
         {"model_type": "olmo3", "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     ),
-    "olmoe": ("experts", {"model_type": "olmoe", **EXPERTS}),
+    "olmoe": ("experts", MIXTURES["olmoe"]),
     "cohere": ("parallel block, scaled logits", FAMILIES["cohere"]),
     "cohere2": (
         "layers without positions",
@@ -127,25 +113,13 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_neox": ("parallel block", {"model_type": "gpt_neox"}),
     "gpt_oss": ("sinks, windows, experts", FAMILIES["gpt_oss"]),
-    "deepseek_v2": (
-        "latent attention, unequal heads",
-        {**DEEPSEEK, "model_type": "deepseek_v2", "n_group": 1, "topk_method": "greedy", "norm_topk_prob": False},
-    ),
+    "deepseek_v2": ("latent attention, unequal heads", MIXTURES["deepseek_v2"]),
     "deepseek_v3": ("latent attention, unequal heads", DEEPSEEK),
     "smollm3": ("layers without positions", {"model_type": "smollm3", "no_rope_layers": [1, 0]}),
     "granite": ("multipliers", FAMILIES["granite"]),
-    "granitemoe": ("experts", {"model_type": "granitemoe", "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoe": ("experts", MIXTURES["granitemoe"]),
     "ernie4_5": ("interleaved rotary", {"model_type": "ernie4_5", "head_dim": 8}),
-    "ernie4_5_moe": (
-        "experts",
-        {
-            "model_type": "ernie4_5_moe",
-            "moe_num_experts": 4,
-            "moe_k": 2,
-            "moe_intermediate_size": 16,
-            "moe_layer_start_index": 1,
-        },
-    ),
+    "ernie4_5_moe": ("experts", MIXTURES["ernie4_5_moe"]),
     "seed_oss": (
         "biases",
         {"model_type": "seed_oss", "head_dim": 8, "attention_dropout": 0.0, "residual_dropout": 0.0},
@@ -156,10 +130,7 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model_type": "exaone4", "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "hunyuan_v1_dense": ("normalised heads", {"model_type": "hunyuan_v1_dense", "head_dim": 8}),
-    "minimax_m2": (
-        "experts",
-        {"model_type": "minimax_m2", "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-    ),
+    "minimax_m2": ("experts", MIXTURES["minimax_m2"]),
     "arcee": ("squared relu", {"model_type": "arcee", "head_dim": 8}),
     "bitnet": ("inner norms", {"model_type": "bitnet"}),
     "dots1": (
@@ -216,10 +187,18 @@ def make_config(fields: Mapping[str, Any]) -> Any:
 
 def make_model(name: str) -> PreTrainedModel:
     """A tiny plain model, on the CPU in fp32, whose weights are perturbed so that none is trivial."""
-    fields = TYPES[name][1]
-    kind = AutoModelForImageTextToText if "vision_config" in fields else AutoModelForCausalLM
+    return fill(make_kind(make_config(TYPES[name][1])))
+
+
+def make_kind(config: Any) -> PreTrainedModel:
+    """A plain model of a configuration, with or without images."""
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     torch.manual_seed(0)
-    model = kind.from_config(make_config(fields), dtype=torch.float32, attn_implementation="eager")
+    return kind.from_config(config, dtype=torch.float32, attn_implementation="eager")
+
+
+def fill(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in training, its weights perturbed. Donates `model`."""
     with torch.no_grad():
         for key, param in model.named_parameters():
             # Fresh linear attention forgets within a token; this one remembers documents.

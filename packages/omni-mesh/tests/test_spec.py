@@ -78,8 +78,7 @@ def test_any_axis_can_be_whatever_is_left():
         assert getattr(resolve_mesh(MeshConfig(**{"shard": 4, axis: -1}), 4), axis) == 1
         with pytest.raises(ValueError, match=f"{axis}=2: {NOT_BUILT[axis]} is not built yet"):
             resolve_mesh(MeshConfig(**{"shard": 4, axis: -1}), 8)
-    with pytest.raises(ValueError, match="ep=4: expert parallelism"):
-        resolve_mesh(MeshConfig(shard=4, ep=-1), 4)
+    assert resolve_mesh(MeshConfig(shard=4, ep=-1), 4).ep == 4
 
 
 def refusal(call, *args):
@@ -94,14 +93,12 @@ def test_every_problem_is_told_at_once():
         "replicate=2 x shard=3 x sp=2 makes 12 ranks, but the world has 8. What would fit: shard=2 or 12 ranks.",
         "ep=4 does not divide shard x cp x sp x tp = 6: experts are spread over the ranks of one replica. "
         "Set ep to one of 1, 2, 3, 6.",
-        "ep=4: expert parallelism is not built yet; leave ep at 1.",
     ]
     assert refusal(resolve_mesh, MeshConfig(replicate=0, shard=-1, cp=-1, tp=-2, ep=2), 0) == [
         "replicate=0: an axis is at least 1, or -1 for whatever is left. Set replicate=1 to leave it out.",
         "tp=-2: an axis is at least 1, or -1 for whatever is left. Set tp=1 to leave it out.",
         "shard=-1 and cp=-1: only one axis can be whatever is left. Give a number to the others.",
         "world_size=0: a world has at least 1 rank. Pass the number of ranks started.",
-        "ep=2: expert parallelism is not built yet; leave ep at 1.",
     ]
 
 
@@ -109,7 +106,6 @@ def test_a_product_that_does_not_divide_the_world_says_what_does():
     assert refusal(resolve_mesh, MeshConfig(replicate=3, ep=2), 8) == [
         "replicate=3 x shard=-1: 3 does not divide the 8 ranks of the world. "
         "Make the product of the numbers one of 1, 2, 4, 8, or start a multiple of 3 ranks.",
-        "ep=2: expert parallelism is not built yet; leave ep at 1.",
     ]
     assert refusal(resolve_mesh, MeshConfig(shard=1), 8) == [
         "a mesh of size 1 makes 1 ranks, but the world has 8. "
@@ -119,7 +115,7 @@ def test_a_product_that_does_not_divide_the_world_says_what_does():
 
 def test_each_axis_that_is_not_built_is_refused_by_name():
     for axis, what in NOT_BUILT.items():
-        problems = refusal(resolve_mesh, MeshConfig(**{"shard": 2, axis: 2}), 2 if axis == "ep" else 4)
+        problems = refusal(resolve_mesh, MeshConfig(**{"shard": 2, axis: 2}), 4)
         assert problems == [f"{axis}=2: {what} is not built yet; leave {axis} at 1."]
 
 
@@ -130,6 +126,11 @@ def test_ranks_asked_is_the_product_of_the_axes():
     assert ranks_asked(MeshConfig(sp=2), 8) == 8
     assert ranks_asked(MeshConfig(shard=2, ep=2), 8) == 2, "ep multiplies nothing"
     assert ranks_asked(MeshConfig(shard=1, ep=-1), 8) == 1
+    assert ranks_asked(MeshConfig(ep=2), 0) == 2, "but on CPU there have to be ranks to borrow"
+    assert ranks_asked(MeshConfig(sp=2, ep=4), 0) == 4
+    assert ranks_asked(MeshConfig(replicate=2, sp=2, ep=2), 0) == 4
+    assert ranks_asked(MeshConfig(shard=3, ep=2), 0) == 3, "what was asked for is told to be wrong"
+    assert ranks_asked(MeshConfig(ep=2), 8) == 8
     assert ranks_asked(MeshConfig(2, 2, 2, 2, 2, 2, 4), 0) == 64
 
 

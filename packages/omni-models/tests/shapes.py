@@ -66,6 +66,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS},
 }
 
+ROUTED = {
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": FAMILIES["qwen3_moe"],
+    "mixtral": {"model_type": "mixtral", "sliding_window": 5, **LOCAL},
+    "deepseek_v2": {
+        **FAMILIES["deepseek_v3"],
+        **{"model_type": "deepseek_v2", "n_group": 1, "topk_method": "greedy", "norm_topk_prob": False},
+    },
+    "deepseek_v3": FAMILIES["deepseek_v3"],
+    "glm4_moe": {"model_type": "glm4_moe", "head_dim": 8, **ROUTED},
+    "gpt_oss": FAMILIES["gpt_oss"],
+    "olmoe": {"model_type": "olmoe", **EXPERTS},
+    "minimax_m2": {"model_type": "minimax_m2", "head_dim": 8, **LOCAL},
+    "granitemoe": {"model_type": "granitemoe", **LOCAL},
+    "ernie4_5_moe": {
+        "model_type": "ernie4_5_moe",
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 1},
+    },
+}
+"""Families with experts."""
+
 LINEAR: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 4,
@@ -96,5 +121,5 @@ LINEAR_FAMILIES: dict[str, dict[str, Any]] = {
 
 def make_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """A tiny configuration of `family`."""
-    fields = SHAPE | (FAMILIES | LINEAR_FAMILIES)[family] | overrides
+    fields = SHAPE | (FAMILIES | MIXTURES | LINEAR_FAMILIES)[family] | overrides
     return AutoConfig.for_model(fields.pop("model_type"), **fields)

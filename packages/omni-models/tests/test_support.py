@@ -5,7 +5,7 @@ from shapes import EXPERTS, FAMILIES, LINEAR_FAMILIES, SHAPE, make_config
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from omni_models import build_model, unsupported
+from omni_models import build_model, describe, unsupported
 from omni_models.support import unsplittable
 
 SMALL = {**SHAPE, "head_dim": 8}
@@ -83,6 +83,14 @@ def test_a_gated_delta_rule_that_calls_other_functions_is_refused_by_name() -> N
     assert "OtherGatedDeltaNet carries something from one packed document" in unsupported(model)[0]
 
 
-def test_a_router_loss_is_not_dropped_in_silence() -> None:
-    config = make_config("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.1)
-    assert "asks for a router loss" in unsupported(build_model(config, device="meta"))[0]
+def test_experts_without_the_interface_cannot_be_spread() -> None:
+    model = build_model(make_config("qwen3_moe"), device="meta")
+    experts = model.model.layers[0].mlp.experts
+    assert describe(model).unspreadable == ()
+    experts.norm = nn.LayerNorm(4)
+    assert describe(model).unspreadable == (
+        "Qwen3MoeExperts.norm.bias belongs to all experts at once",
+        "Qwen3MoeExperts.norm.weight belongs to all experts at once",
+    )
+    del experts.norm, experts.has_gate
+    assert "Qwen3MoeExperts does not call transformers' experts interface" in describe(model).unspreadable[0]

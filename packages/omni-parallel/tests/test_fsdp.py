@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from toy import gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import shard_fsdp
+from omni_parallel.fsdp import cut_expert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 
@@ -31,3 +33,10 @@ def test_every_planned_block_is_a_unit_and_every_parameter_a_dtensor(mesh: Mesh)
 def test_compute_is_in_the_dtype_asked_for(mesh: Mesh) -> None:
     out = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.bfloat16)(make_batch())
     assert out.dtype == torch.bfloat16
+
+
+def test_an_expert_that_does_not_divide_is_refused_and_any_dim_that_divides_will_do() -> None:
+    assert cut_expert("experts", 2, nn.Parameter(torch.empty(3, 4, 6))) == Shard(2)
+    assert cut_expert("experts", 2, nn.Parameter(torch.empty(3, 4, 5))) == Shard(1)
+    with pytest.raises(ValueError, match=r"mlp.experts: experts of shape \[3, 5\] do not divide over the 2 ranks"):
+        cut_expert("mlp.experts", 2, nn.Parameter(torch.empty(4, 3, 5)))

@@ -1,11 +1,13 @@
 """Laws of the plan: it follows from facts and sizes alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from omni_mesh import MeshSpec
 from omni_parallel import RecomputeConfig, plan_parallel
+from omni_parallel.ep import read_counts
+from omni_parallel.plan import COUNTS
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class Facts:
     decoder: str = "model"
     rotaries: tuple[str, ...] = ()
     unsplittable: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+    num_experts: int = 0
+    unspreadable: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(("every", "chosen"), [(0, ()), (1, (0, 1, 2, 3, 4)), (2, (0, 2, 4)), (3, (0, 3)), (9, (0,))])
@@ -61,3 +66,36 @@ def test_chunks_that_mean_nothing_are_refused(chunks: int, sp: int, told: str) -
 def test_any_number_of_heads_can_be_cut_by_sequence_ranks() -> None:
     plan = plan_parallel(Facts(rotaries=("model.rotary_emb",)), MeshSpec(sp=5))
     assert (plan.decoder, plan.rotaries, plan.sp_chunks) == ("model", ("model.rotary_emb",), 1)
+
+
+EXPERTS = Facts(experts=("layers.1.experts", "layers.3.experts"), num_experts=6)
+
+
+def test_experts_are_spread_only_over_expert_ranks() -> None:
+    assert plan_parallel(EXPERTS, MeshSpec(shard=2)).experts == ()
+    assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2)).experts == EXPERTS.experts
+
+
+def test_recomputation_never_asks_the_device_again_how_many_rows_go_where() -> None:
+    every = RecomputeConfig(every=1)
+    assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2), recompute=every).keep == (COUNTS,)
+    assert plan_parallel(EXPERTS, MeshSpec(shard=2), recompute=every).keep == ()
+    assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2)).keep == ()
+    assert COUNTS == read_counts._qualname
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (Facts(), "ep=2, but the model has no experts to spread: leave ep at 1"),
+        (replace(EXPERTS, num_experts=9), "ep=2 does not divide the 9 experts: choose ep among 1, 3, 9"),
+        (
+            replace(EXPERTS, unspreadable=("LoopExperts does not call the interface",)),
+            "ep=2 cannot spread experts: LoopExperts does not call the interface. Leave ep at 1, shard instead.",
+        ),
+    ],
+)
+def test_experts_that_cannot_be_spread_are_refused_by_name(facts: Facts, told: str) -> None:
+    with pytest.raises(ValueError) as problem:
+        plan_parallel(facts, MeshSpec(shard=2, ep=2))
+    assert told in str(problem.value)

@@ -29,6 +29,9 @@ class Toy(nn.Module):
     decoder = ""
     rotaries = ()
     unsplittable = ()
+    experts = ()
+    num_experts = 0
+    unspreadable = ()
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()

@@ -146,7 +146,9 @@ def read_biases(model: nn.Module) -> dict[str, Tensor]:
     """The biases that `model` holds, whole, by the name of the experts; none if its routers have none. Collective
     where they are sharded."""
     found = {name: tensor.detach() for name, tensor in _bias_tensors(model).items()}
-    return {n: (t.full_tensor() if isinstance(t, DTensor) else t).flatten().float() for n, t in found.items()}
+    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in found.items()}
+    # A copy: what a model holds changes later, a value does not.
+    return {name: t.flatten().to(torch.float32, copy=True) for name, t in whole.items()}
 
 
 @torch.no_grad()

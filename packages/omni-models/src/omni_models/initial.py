@@ -36,11 +36,11 @@ def fill_random_(model: PreTrainedModel, seed: int) -> None:
             _fill_experts_(model, name, module, seed)
 
 
-def init_subtree(module: nn.Module, init: Callable[[nn.Module], None], skip: frozenset[int] = frozenset()) -> None:
+def init_subtree_(module: nn.Module, init: Callable[[nn.Module], None], skip: frozenset[int] = frozenset()) -> None:
     """Initialise children first, then the module, each by the innermost model's own function, as transformers does."""
     for child in module.children():
         if id(child) not in skip:
-            init_subtree(child, child._init_weights if isinstance(child, PreTrainedModel) else init, skip)
+            init_subtree_(child, child._init_weights if isinstance(child, PreTrainedModel) else init, skip)
     init(module)
 
 
@@ -73,7 +73,7 @@ def _fill_unit_(model: PreTrainedModel, name: str, seed: int, *, skip: frozenset
     for tensor in whole.values():
         poison_(tensor)
     with _instead(owners, whole), _seeded(seed, name, model.device):
-        init_subtree(unit, _init_of(model, name), skip)
+        init_subtree_(unit, _init_of(model, name), skip)
     for owner, key, param in owners:
         if id(param) not in of_experts:
             _check_set(whole[id(param)], key, owner, name)

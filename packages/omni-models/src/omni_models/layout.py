@@ -101,7 +101,8 @@ def find_pieces(
         if name in stored and not any(name_of(piece.name) in stored for piece in parts):
             return (Piece(name, name, shapes[name], _strides(shapes[name]), 0),)
         return tuple(
-            _swap(piece) if _is_swapped(piece, stored.get(name_of(piece.name)), transposed) else piece for piece in parts
+            _swap(piece) if _is_swapped(piece, stored.get(name_of(piece.name)), transposed) else piece
+            for piece in parts
         )
 
     return {name: as_stored(name, parts) for name, parts in pieces.items()}

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
-from omni_models.initial import fill_random_, init_subtree, is_poison, poison_
+from omni_models.initial import fill_random_, init_subtree_, is_poison, poison_
 from omni_models.layout import Piece, Shape, canonical, find_overlap, find_pieces
 from omni_models.shares import local, own_slices
 
@@ -72,7 +72,7 @@ def fill_weights(model: M, source: str | Path | None, *, seed: int = 0) -> M:
         fill_random_(model, seed)
     else:
         with _untouched(model):
-            init_subtree(model, model._init_weights)
+            init_subtree_(model, model._init_weights)
         _fill_from_files_(model, source)
     if unset := [name for name, buffer in model.named_buffers() if is_poison(buffer)]:
         raise ValueError(f"transformers' initialisation of {model.config.model_type} leaves buffers unset: {unset}.")

@@ -50,7 +50,7 @@ def shard_fsdp(
     for name in (*plan.experts, *plan.blocks, ""):
         unit = model.get_submodule(name)
         if name in plan.experts:
-            wrap(unit, mesh=sparse, shard_placement_fn=partial(_cut_expert, name, mesh.spec.efsdp))
+            wrap(unit, mesh=sparse, shard_placement_fn=partial(cut_expert, name, mesh.spec.efsdp))
         else:
             wrap(unit, mesh=dense)
         assert isinstance(unit, FSDPModule)
@@ -71,7 +71,7 @@ def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[s
     return [[block, *(name for name in experts if name.startswith(f"{block}."))] for block in blocks]
 
 
-def _cut_expert(name: str, ranks: int, param: nn.Parameter) -> Shard:
+def cut_expert(name: str, ranks: int, param: nn.Parameter) -> Shard:
     """Along which dim the ranks of efsdp share a parameter of experts that are spread over ep along the first.
 
     Along another dim than the first each rank's part is a plain block of the whole, which any reader of checkpoints
