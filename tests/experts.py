@@ -71,9 +71,9 @@ def make_mixture(name: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def place(model: PreTrainedModel, mesh: Mesh, *, every: int = 0) -> PreTrainedModel:
+def place(model: PreTrainedModel, mesh: Mesh, recompute: RecomputeConfig | None = None) -> PreTrainedModel:
     """`model` laid over `mesh`, as the app does. Donates `model`."""
-    plan = plan_parallel(describe(model), mesh.spec, recompute=RecomputeConfig(every))
+    plan = plan_parallel(describe(model), mesh.spec, recompute=recompute or RecomputeConfig())
     attend = "eager" if attention_problems(model, "sdpa", "cpu", torch.float32) else "sdpa"
     model = use_experts(use_attention(model, attend))
     model = apply_ulysses(model, mesh, plan, over=map_attention)
@@ -110,7 +110,7 @@ def grads_of(model: PreTrainedModel) -> dict[str, Tensor | None]:
 
 
 def compare(
-    name: str, meshes: Mapping[str, MeshConfig], every: int = 0, hard: str = "none"
+    name: str, meshes: Mapping[str, MeshConfig], recompute: RecomputeConfig | None = None, hard: str = "none"
 ) -> dict[str, tuple[float, float, float, str]]:
     """By mesh: relative errors of the loss, the gradient norm and the worst gradient, and whose that is."""
     errors = {}
@@ -124,7 +124,7 @@ def compare(
         theirs = {key: param.grad for key, param in plain.named_parameters()}
         for label, config in meshes.items():
             mesh = make_mesh(resolve_mesh(config, world.size), device_type="cpu")
-            ours = place(copy.deepcopy(start), mesh, every=every)
+            ours = place(copy.deepcopy(start), mesh, recompute)
             loss = step(ours, mesh, rows)
             norm, mine = clip_grads_(ours, float("inf")).item(), grads_of(ours)
             gathered = torch.stack([grad.norm() for grad in mine.values() if grad is not None]).norm().item()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh, world_size
 from omni_mesh.world import Place, find_place, pick_device
@@ -97,3 +98,16 @@ def test_slurm_alone_is_enough_to_join(monkeypatch):
     assert world_size() == 2
     with pytest.raises(dist.DistStoreError, match="1/2 clients joined"), join_world(device="cpu", timeout_s=1):
         raise AssertionError("joined alone")
+
+
+@pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
+def test_a_second_world_of_a_process_remembers_nothing_of_the_first():
+    """What torch remembers of one mesh must not answer for an equal one of another world, whose groups have other names."""
+    for before in range(2):
+        with join_world(device="cpu"):
+            for _ in range(before):
+                dist.new_group([0])
+            mesh = make_mesh(resolve_mesh(MeshConfig(), 1), device_type="cpu").experts["efsdp", "ep"]
+            tensor = distribute_tensor(torch.ones(2, 2), mesh, [Shard(1), Shard(0)], src_data_rank=None)
+            assert torch.equal(tensor.detach().full_tensor(), torch.ones(2, 2))
+            assert tensor.detach().device_mesh.get_group("ep").group_name == mesh.get_group("ep").group_name

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import expert_parallel
-from omni_parallel.ep import merge_orders, read_counts
+from omni_parallel.ep import merge_orders
 
 
 def compute(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
@@ -40,9 +40,3 @@ def test_on_one_rank_it_is_the_experts_that_were_there(mesh: Mesh) -> None:
     expected.square().sum().backward()
     out.square().sum().backward()
     assert torch.equal(plain.grad, spread.grad)
-
-
-def test_counts_are_read_by_an_operator_that_recomputation_can_keep() -> None:
-    counts = torch.tensor([[1, 2], [3, 4]])
-    assert torch.equal(read_counts(counts), counts)
-    torch.library.opcheck(read_counts, (counts,))

@@ -6,8 +6,6 @@ import pytest
 
 from omni_mesh import MeshSpec
 from omni_parallel import RecomputeConfig, plan_parallel
-from omni_parallel.ep import read_counts
-from omni_parallel.plan import COUNTS
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,6 @@ EXPERTS = Facts(experts=("layers.1.experts", "layers.3.experts"), num_experts=6)
 def test_experts_are_spread_only_over_expert_ranks() -> None:
     assert plan_parallel(EXPERTS, MeshSpec(shard=2)).experts == ()
     assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2)).experts == EXPERTS.experts
-
-
-def test_recomputation_never_asks_the_device_again_how_many_rows_go_where() -> None:
-    every = RecomputeConfig(every=1)
-    assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2), recompute=every).keep == (COUNTS,)
-    assert plan_parallel(EXPERTS, MeshSpec(shard=2), recompute=every).keep == ()
-    assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2)).keep == ()
-    assert COUNTS == read_counts._qualname
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,19 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
         # Closing connections makes the other ranks fail, which could be told before the error on its way here, its
         # cause. It could also wait for a collective that will never end.
         if size == 1:
-            dist.destroy_process_group()
+            _leave()
         raise
     dist.barrier()
+    _leave()
+
+
+def _leave() -> None:
+    """Destroy every group, and make torch forget the meshes made of them."""
+    # What an operator made of DTensors is remembered by the shape of their mesh, and with it a mesh: in the next world of
+    # this process it would name groups that are gone, or others of the same name. torch has no public way to forget.
+    from torch.distributed.tensor.debug import (
+        _clear_sharding_prop_cache,  # pyright: ignore[reportPrivateImportUsage]
+    )
+
     dist.destroy_process_group()
+    _clear_sharding_prop_cache()

@@ -9,7 +9,9 @@ Dimensions: R rows on this rank, r rows that come to its experts, E experts, P r
 this rank, H hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,13 +22,28 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from omni_mesh import Mesh
-from omni_parallel.plan import COUNTS, ParallelPlan
+from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
 ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(module, rows_RH, counts_E) -> out_RH: what each expert makes of its rows, which are sorted by expert."""
 OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]], Any]
 """What replaces the experts `e` of each module named by `f(e)`."""
+
+_TRAVELS = "omni_travels"
+"""The attribute by which an experts module, for the time of a call, is told to note how rows travel, or how they did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Travel:
+    """How many rows go where in one call."""
+
+    there_Pe: Tensor
+    """Rows that each rank sent to each expert of this rank, int64, on the device."""
+    going: list[int]
+    """Rows that each rank gets from this one."""
+    coming: list[int]
+    """Rows that this rank gets from each."""
 
 
 def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn]:
@@ -35,22 +52,20 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
     The new function takes this rank's rows of all experts and gives their results, in the same order; the function that
     was there sees the rows of this rank's experts alone, sorted by expert, and their counts. Collective, also backward,
     on ranks without rows too. The host waits for the device once, to learn how many rows come and go; never backward,
-    nor in a recomputation that keeps what `COUNTS` names, as that of `recompute_blocks` does.
+    nor in a recomputation by `recompute_blocks`.
     """
-    ranks = dist.get_world_size(group)
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
         def compute_across(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-            there_E = torch.empty_like(counts_E)
-            dist.all_to_all_single(there_E, counts_E, group=group)
-            there_Pe = there_E.view(ranks, -1)
-            both_2P = torch.stack([counts_E.view(ranks, -1).sum(1), there_Pe.sum(1)])
-            going, coming = torch.ops.omni.read_counts(both_2P).tolist()
-            arrived_rH = _Exchange.apply(rows_RH, going, coming, group)
+            plan = getattr(module, _TRAVELS, lambda find: find())
+            travel: Travel = plan(lambda: _find_travel(counts_E, group))
+            there = travel.going, travel.coming, group
+            arrived_rH = _Exchange.apply(rows_RH, *there)
             # Rows come by rank and by expert, and are wanted by expert and by rank.
-            by_expert_r, by_rank_r = merge_orders(there_Pe, sum(coming))
-            out_rH = compute(module, _Permute.apply(arrived_rH, by_expert_r, by_rank_r), there_Pe.sum(0))
-            return _Exchange.apply(_Permute.apply(out_rH, by_rank_r, by_expert_r), coming, going, group)  # pyright: ignore[reportReturnType]
+            by_expert_r, by_rank_r = merge_orders(travel.there_Pe, sum(travel.coming))
+            out_rH = compute(module, _Permute.apply(arrived_rH, by_expert_r, by_rank_r), travel.there_Pe.sum(0))
+            back = travel.coming, travel.going, group
+            return _Exchange.apply(_Permute.apply(out_rH, by_rank_r, by_expert_r), *back)  # pyright: ignore[reportReturnType]
 
         return compute_across
 
@@ -82,6 +97,21 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
     return over(model, plan.experts, expert_parallel(ep.get_group()))
 
 
+def remember_travels(
+    modules: Sequence[nn.Module],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts, for a forward pass and for its recomputation: in the second the experts in `modules` know from the
+    first how many rows go where, so that nothing is exchanged, nor the device waited for, to learn it again."""
+    noted: list[Travel] = []
+
+    def note(find: Callable[[], Travel]) -> Travel:
+        noted.append(find())
+        return noted[-1]
+
+    # Each recomputation is of the whole forward pass, from its start.
+    return _told(modules, lambda: note), _told(modules, lambda: partial(_next_of, iter(list(noted))))
+
+
 def merge_orders(counts_Pe: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """The order that sorts rows which lie by rank and by expert by expert and by rank, and the order back. Pure.
 
@@ -108,15 +138,35 @@ def _starts(counts: Tensor) -> Tensor:
     return (flat.cumsum(0) - flat).view(counts.shape)
 
 
-@torch.library.custom_op(COUNTS, mutates_args=())
-def read_counts(counts: Tensor) -> Tensor:
-    """`counts` on the CPU, for which the host waits. An operator, so that recomputation can keep what it gave."""
-    return counts.to("cpu", copy=True)
+def read_counts(counts: Tensor) -> list[list[int]]:
+    """`counts` as numbers, for which the host waits."""
+    return counts.tolist()
 
 
-@read_counts.register_fake
-def _(counts: Tensor) -> Tensor:
-    return torch.empty(counts.shape, dtype=counts.dtype, device="cpu")
+def _find_travel(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
+    """How the rows of each expert travel, agreed between the ranks. Collective; the host waits for the device."""
+    ranks = dist.get_world_size(group)
+    there_E = torch.empty_like(counts_E)
+    dist.all_to_all_single(there_E, counts_E, group=group)
+    there_Pe = there_E.view(ranks, -1)
+    return Travel(there_Pe, *read_counts(torch.stack([counts_E.view(ranks, -1).sum(1), there_Pe.sum(1)])))
+
+
+def _next_of(noted: Iterator[Travel], find: Callable[[], Travel]) -> Travel:
+    return next(noted)
+
+
+@contextmanager
+def _told(modules: Sequence[nn.Module], tell: Callable[[], Callable[..., Travel]]) -> Iterator[None]:
+    """While open, each of `modules` asks what `tell()` gives how its rows travel."""
+    plan = tell()
+    for module in modules:
+        setattr(module, _TRAVELS, plan)
+    try:
+        yield
+    finally:
+        for module in modules:
+            delattr(module, _TRAVELS)
 
 
 class _Exchange(torch.autograd.Function):

@@ -89,10 +89,6 @@ _MATMULS = (
     *("aten::_grouped_mm", "aten::_scaled_mm", "aten::_scaled_mm_v2"),
     *("aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"),
 )
-COUNTS = "omni::read_counts"
-"""The operator by which the host learns how many rows go to which rank of experts. No recomputation runs it again, since
-the host would wait for the device once more."""
-
 KEPT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"nothing": (), "attention": _ATTENTION, "matmuls": _ATTENTION + _MATMULS}
 )
@@ -179,7 +175,7 @@ def plan_parallel(
     return ParallelPlan(
         blocks=facts.blocks,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
-        keep=(*KEPT[recompute.keep], *((COUNTS,) if spec.ep > 1 and recompute.every else ())),
+        keep=KEPT[recompute.keep],
         reshard_after_forward=spec.fsdp > 1,
         decoder=facts.decoder,
         rotaries=facts.rotaries,

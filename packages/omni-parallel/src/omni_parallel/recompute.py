@@ -1,24 +1,32 @@
 """Recomputing activations in the backward pass, block by block (Chen et al., 2016, arXiv:1604.06174).
 
 A block may keep the outputs of a few operators all the same (Korthikanti et al., 2022, arXiv:2205.05198): what costs
-much to compute and little to hold, attention above all, then runs once.
+much to compute and little to hold, attention above all, then runs once. Of spread experts it keeps how many rows go
+where.
+
+torch has selective recomputation too, but it wants a block to run the same operators twice, all of them; where a part
+of the block is a unit of sharding, its gathering runs when it is needed, which is not the same. Here only the operators
+that are kept have to come in the same order.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    SelectiveCheckpointContext,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 
+from omni_parallel.ep import remember_travels
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
+Context = AbstractContextManager[Any]
 
 
 def recompute_blocks(model: M, plan: ParallelPlan) -> M:
@@ -28,20 +36,89 @@ def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     Names of modules and parameters stay. Numbers stay too: the random state of each block is kept and put back, so
     dropout draws the same mask twice. Apply it before `shard_fsdp`, whose hooks then run around the recomputation.
     """
-    contexts = partial(create_selective_checkpoint_contexts, partial(_policy, frozenset(plan.keep)))
-    selective = {"context_fn": contexts} if plan.keep else {}
     for name in plan.recompute:
         block = model.get_submodule(name)
+        experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
+        contexts = partial(_contexts, frozenset(plan.keep), experts)
+        selective = {"context_fn": contexts} if plan.keep or experts else {}
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **selective)
     return model
 
 
-def _policy(
-    keep: frozenset[str], context: SelectiveCheckpointContext, op: OpOverload, *args: Any, **kwargs: Any
-) -> CheckpointPolicy:
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """A tensor without its history, as it was."""
+
+    tensor: Tensor
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an operator gave in the forward pass, its tensors `Versioned`."""
+
+    op: OpOverload
+    out: Any
+
+
+class Keep(TorchDispatchMode):
+    """While open, what the operators of `keep` give is put into `kept`."""
+
+    def __init__(self, keep: frozenset[str], kept: deque[Kept]) -> None:
+        super().__init__()
+        self.keep, self.kept = keep, kept
+
+    def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = op(*args, **(kwargs or {}))
+        if _is_kept(self.keep, op, args, kwargs or {}):
+            self.kept.append(Kept(op, tree_map_only(Tensor, lambda x: Versioned(x.detach(), x._version), out)))
+        return out
+
+
+class Recall(TorchDispatchMode):
+    """While open, the operators of `keep` do not run: they give what they gave before, in the same order."""
+
+    def __init__(self, keep: frozenset[str], kept: deque[Kept]) -> None:
+        super().__init__()
+        self.keep, self.kept = keep, kept
+
+    def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_kept(self.keep, op, args, kwargs or {}):
+            return op(*args, **(kwargs or {}))
+        if not self.kept or self.kept[0].op != op:
+            ran = self.kept[0].op.name() if self.kept else "nothing"
+            raise RuntimeError(
+                f"a recomputed block runs {op.name()} where {ran} is kept of its forward pass: a block has to do the same "
+                "twice, and a backward pass through it can be run once."
+            )
+        return tree_map_only(Versioned, partial(_as_it_was, op), self.kept.popleft().out)
+
+
+def _as_it_was(op: OpOverload, kept: Versioned) -> Tensor:
+    if kept.tensor._version != kept.version:
+        raise RuntimeError(f"what {op.name()} gave was changed in place, so it cannot be kept: leave it out of keep.")
+    return kept.tensor.detach()
+
+
+def _contexts(keep: frozenset[str], experts: list[nn.Module]) -> tuple[Context, Context]:
+    """What is open in one forward pass of a block, and in its recomputation."""
+    kept: deque[Kept] = deque()
+    pairs: list[tuple[Context, Context]] = [(Keep(keep, kept), Recall(keep, kept))] if keep else []
+    pairs += [remember_travels(experts)] if experts else []
+    return _all_open([pair[0] for pair in pairs]), _all_open([pair[1] for pair in pairs])
+
+
+@contextmanager
+def _all_open(contexts: list[Context]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+def _is_kept(keep: frozenset[str], op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """An operator is kept whatever its overload: `aten::mm` names `aten::mm.dtype` too."""
-    kept = op.name().partition(".")[0] in keep and not _drops(op, args, kwargs)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return op.name().partition(".")[0] in keep and not _drops(op, args, kwargs)
 
 
 def _drops(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
