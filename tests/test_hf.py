@@ -12,6 +12,7 @@ import torch
 from decide import decide
 from ranks import Run
 from safetensors import safe_open
+from safetensors.torch import load_file
 from training import SMALL, stream_of, token_losses, train, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,12 +20,13 @@ from omni_ckpt import load_dcp, step_dir, stored
 from omni_data import unpack_batch
 from omni_mesh import MeshConfig
 from omni_models import build_model, read_config
+from omni_parallel import AdamWConfig
 
 TWO = MeshConfig(shard=2)
-DENSE = ["tiny", "llama", "qwen2", "gemma2"]
+FAMILIES = ["tiny", "llama", "qwen2", "gemma2", "qwen3_moe"]
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str, run: Run, tmp_path: Path) -> None:
     made = build_model(read_config(write_family(family, tmp_path)), seed=11)
     with torch.no_grad():
@@ -34,7 +36,8 @@ def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str,
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
     hf = str(tmp_path / "hf")
-    config = replace(SMALL, model=hf, weights=hf, tokenizer="bytes", steps=1, mesh=TWO, out=tmp_path / "run")
+    mesh = replace(TWO, ep=2) if "moe" in family else TWO
+    config = replace(SMALL, model=hf, weights=hf, tokenizer="bytes", steps=1, mesh=mesh, out=tmp_path / "run")
     ours = run(train, 2, config)[0][0]
     what = decide(replace(config, mesh=MeshConfig()), 1)
     batch, _ = next(stream_of(what, config))
@@ -44,12 +47,13 @@ def test_step_0_from_a_directory_has_the_loss_of_plain_transformers(family: str,
     assert abs(ours["loss"] - math.log(272)) > 0.01
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_run_loads_in_plain_transformers_and_generates(
     family: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_family(family, tmp_path)
-    config = replace(SMALL, model=model, tokenizer="bytes", steps=3, mesh=TWO, out=tmp_path / "run")
+    mesh = replace(TWO, ep=2) if "moe" in family else TWO
+    config = replace(SMALL, model=model, tokenizer="bytes", steps=3, mesh=mesh, out=tmp_path / "run")
     run(train, 2, config)
     merge.main(merge.Config(run=config.out, to=tmp_path / "merged"))
     plain, report = AutoModelForCausalLM.from_pretrained(
@@ -64,6 +68,7 @@ def test_a_merged_run_loads_in_plain_transformers_and_generates(
     assert set(loaded["state"]["model"]) == set(stored(step_dir(config.out, 3), prefix="state.model"))
     ids = torch.arange(40)[None]
     ours.set_attn_implementation("eager")
+    ours.set_experts_implementation(plain.config._experts_implementation)
     with torch.no_grad():
         assert torch.equal(ours.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits)
 
@@ -72,6 +77,22 @@ def test_a_merged_run_loads_in_plain_transformers_and_generates(
     capsys.readouterr()
     infer.main(infer.Config(model=str(tmp_path / "merged"), prompt="The quick", tokens=5))
     assert capsys.readouterr().out.startswith("The quick")
+
+
+def test_a_run_from_a_directory_without_training_is_that_directory_again(run: Run, tmp_path: Path) -> None:
+    made = build_model(read_config(write_family("qwen3_moe", tmp_path)), seed=11)
+    made.save_pretrained(tmp_path / "hf", max_shard_size="100KB")
+    hf, still = str(tmp_path / "hf"), AdamWConfig(lr=0.0)
+    config = replace(SMALL, model=hf, weights=hf, tokenizer="bytes", steps=1, optim=still, out=tmp_path / "run")
+    run(train, 4, replace(config, mesh=MeshConfig(shard=4, ep=2)))
+    merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged"))
+    theirs, ours = (
+        {name: tensor for path in (tmp_path / at).glob("*.safetensors") for name, tensor in load_file(path).items()}
+        for at in ("hf", "merged")
+    )
+    assert ours.keys() == theirs.keys()
+    assert any("experts.3.up_proj.weight" in name for name in ours)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 def test_a_merge_casts_when_asked_and_writes_shards_of_a_bounded_size(run: Run, tmp_path: Path) -> None:
@@ -86,10 +107,7 @@ def test_a_merge_casts_when_asked_and_writes_shards_of_a_bounded_size(run: Run, 
 def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not the directory of a run"):
         merge.main(merge.Config(run=tmp_path, to=tmp_path / "merged"))
-    moe = write_family("qwen3_moe", tmp_path)
-    run(train, 1, replace(SMALL, model=moe, tokenizer="bytes", steps=1, out=tmp_path / "run"))
-    with pytest.raises(ValueError, match="merging a mixture of experts is not built yet"):
-        merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged"))
+    run(train, 1, replace(SMALL, steps=1, out=tmp_path / "run"))
     (tmp_path / "taken").touch()
     with pytest.raises(ValueError, match="taken is taken, and a model is never overwritten"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "taken"))

@@ -43,14 +43,26 @@ CUTS = {
     ),
     "shard 2 x sp 2": (4, {"mesh": MeshConfig(shard=2, sp=2), "micro": 2}),
     "replicate 2 x sp 2": (4, {"mesh": MeshConfig(replicate=2, shard=1, sp=2)}),
+    "shard 2, ep 2, microbatches of 2": (2, {"mesh": MeshConfig(shard=2, ep=2), "micro": 2}),
+    "shard 4, ep 2, recompute all but matmuls": (
+        4,
+        {"mesh": MeshConfig(shard=4, ep=2), "recompute": RecomputeConfig(every=1, keep="matmuls")},
+    ),
+    "replicate 2 x shard 2, ep 2": (4, {"mesh": MeshConfig(replicate=2, shard=2, ep=2)}),
+    "shard 2 x sp 2, ep 4": (4, {"mesh": MeshConfig(shard=2, sp=2, ep=4)}),
 }
 """For each way: the number of ranks, and what it changes of the configuration."""
 
-ROWS = [("tiny", cut) for cut in CUTS] + [
-    (family, cut)
-    for family in FAMILIES
-    for cut in ("one rank", "shard 2, microbatches of 2", "replicate 2 x shard 2", "sp 2")
-    if family != "tiny"
+SPREAD = [cut for cut in CUTS if "ep " in cut]
+ROWS = [
+    *(("tiny", cut) for cut in CUTS if cut not in SPREAD),
+    *(
+        (family, cut)
+        for family in FAMILIES
+        for cut in ("one rank", "shard 2, microbatches of 2", "replicate 2 x shard 2", "sp 2")
+        if family != "tiny"
+    ),
+    *(("qwen3_moe", cut) for cut in SPREAD),
 ]
 
 

@@ -14,6 +14,7 @@ from training import SMALL, train, write_family
 from watch import what_next
 
 from omni_mesh import MeshConfig
+from omni_models import BalanceConfig
 from omni_parallel import RecomputeConfig
 
 PRETRAIN = Path(__file__).parent.parent / "apps" / "pretrain.py"
@@ -64,6 +65,24 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
 def test_a_mesh_that_cannot_be_is_refused(mesh: MeshConfig, ranks: int, parts: list[str]) -> None:
     message = complaint(replace(SMALL, mesh=mesh), ranks)
     assert all(part in message for part in parts)
+
+
+def test_experts_that_cannot_be_spread_or_balanced_are_told_before_anything_starts(tmp_path: Path) -> None:
+    odd = Path(write_family("qwen3_moe", tmp_path))
+    fields = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(fields | {"num_experts": 3, "moe_intermediate_size": 30}))
+    config = replace(SMALL, model=str(odd), tokenizer="bytes", mesh=MeshConfig(shard=2, ep=2))
+    message = complaint(replace(config, balance=BalanceConfig(loss=-1, rate=0.1)), 2)
+    for part in (
+        "ep=2 does not divide the 3 experts: choose ep among 1, 3",
+        "have a width of 30: grouped matrix products in torch.float32 need multiples of 4",
+        "balance loss=-1: must be at least 0",
+        "balance rate=0.1 moves biases of routers, of which qwen3_moe has none: use balance.loss",
+    ):
+        assert part in message
+    assert "experts=transformers keeps all experts on every rank" in complaint(replace(config, experts="transformers"), 2)
+    told = decide(replace(config, mesh=MeshConfig(shard=2)), 2).told()
+    assert "experts   3, 2 a token, transformers" in told
 
 
 def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from decide import decide
 from ranks import Run
-from training import SMALL, train
+from training import SMALL, train, write_family
 
 from omni_ckpt import latest
 from omni_mesh import MeshConfig
+from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig
 
 EXACT = ("step", "loss", "grad_norm", "targets", "lr", "tokens")
@@ -59,6 +60,27 @@ def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_pa
     for mine, theirs in zip(ours, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_balanced_experts_on_any_mesh_continue_on_any_other(run: Run, tmp_path: Path) -> None:
+    """With both ways to balance at once: the loss and the biases are of all tokens, and biases are in the checkpoint."""
+    config = replace(
+        SMALL,
+        model=write_family("deepseek_v3", tmp_path),
+        tokenizer="bytes",
+        balance=BalanceConfig(loss=0.1, rate=0.05),
+        steps=6,
+        out=tmp_path / "run",
+    )
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    run(train, 4, replace(config, mesh=MeshConfig(shard=2, sp=2, ep=4), stop_after=3))
+    ours = run(train, 2, replace(config, mesh=MeshConfig(shard=2, ep=2)))[0]
+    for mine, theirs in zip(ours, whole, strict=True):
+        for name in ("loss", "balance_loss", "grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5)
+        assert mine["expert_load"] == theirs["expert_load"]
+        assert mine["expert_load_max"] == theirs["expert_load_max"] >= 1
+    assert whole[-1]["expert_load"] != whole[0]["expert_load"]
 
 
 def test_a_checkpoint_keeps_its_batch_and_refuses_other_data(run: Run, tmp_path: Path) -> None:

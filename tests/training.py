@@ -43,6 +43,15 @@ FAMILIES = {
 }
 """Small models by name: fields of a configuration over those of `SHAPE`; "tiny" is the preset."""
 
+MORE = {
+    "deepseek_v3": {
+        **{"model_type": "deepseek_v3", "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12, "first_k_dense_replace": 1},
+        **{"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+    },
+}
+"""Small models that are not in the parity table."""
+
 SHAPE = {
     "vocab_size": 272,
     "hidden_size": 64,
@@ -59,10 +68,10 @@ SHAPE = {
 
 def write_family(name: str, directory: Path) -> str:
     """What to pass as --model for the small model `name`: a preset, or a directory written below `directory`."""
-    if not FAMILIES[name]:
+    if not (fields := (FAMILIES | MORE)[name]):
         return name
     (directory / name).mkdir(exist_ok=True)
-    (directory / name / "config.json").write_text(json.dumps(SHAPE | FAMILIES[name]))
+    (directory / name / "config.json").write_text(json.dumps(SHAPE | fields))
     return str(directory / name)
 
 

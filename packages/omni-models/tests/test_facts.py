@@ -37,7 +37,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_the_published_size(preset: str) -> None:
     facts = describe(build_model(read_config(preset), device="meta"))
-    if preset != "tiny":
+    if not preset.startswith("tiny"):
         assert facts.num_params / 1e9 == pytest.approx(PUBLISHED[preset], rel=0.015)
     assert len(facts.blocks) == facts.num_layers
 
