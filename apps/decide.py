@@ -6,9 +6,10 @@ from hashlib import sha256
 from math import lcm
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from compute import Compute, choose_compute
 from preflight import attempt, refuse
 from request import Config
 from transformers import PreTrainedModel
@@ -20,17 +21,10 @@ from omni_models import (
     PRESETS,
     ModelFacts,
     asked_loss,
-    attention_problems,
-    balance_problems,
     build_model,
-    choose_attention,
-    choose_experts,
-    choose_loss,
     describe,
-    experts_problems,
     fitting_kernels,
     kernel_problems,
-    loss_problems,
     plan_weights,
     read_config,
     unsupported,
@@ -63,12 +57,11 @@ class Decision:
     """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
     device: str
     dtype: torch.dtype
-    attention: str
-    experts: str
+    compute: Compute
+    """What computes it, by name."""
     balance: float
     """Weight of the balance loss."""
     kernels: tuple[str, ...]
-    loss: Literal["auto", "chunked", "full"]
     keep: str
     """What recomputed blocks keep all the same."""
     start: str
@@ -78,6 +71,7 @@ class Decision:
 
     def told(self) -> str:
         """The decisions in words, a line each."""
+        how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         kept = len(self.plan.blocks) - len(self.plan.recompute)
         chunks = self.plan.sp_chunks
@@ -94,7 +88,10 @@ class Decision:
                 ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", self.start),
-                ("compute", f"{self.dtype} on {self.device}, attention {self.attention}, loss {self.loss}"),
+                (
+                    "compute",
+                    f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}",
+                ),
                 *((("experts", self._experts()),) if self.facts.experts else ()),
                 ("kernels", ", ".join(self.kernels) or "those of transformers"),
                 ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}"),
@@ -105,7 +102,8 @@ class Decision:
         ep = self.spec.ep
         spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""
         evened = f", balance loss times {self.balance:g}" if self.balance else ""
-        return f"{self.facts.num_experts}, {self.facts.experts_per_token} a token, {self.experts}{spread}{evened}"
+        how = f"{self.facts.experts_per_token} a token, {self.compute.experts}"
+        return f"{self.facts.num_experts}, {how}{spread}{evened}"
 
 
 def decide(config: Config, ranks: int | None = None) -> Decision:
@@ -142,23 +140,10 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     own = "bytes" if config.model in PRESETS else config.model if model else None
     name = config.tokenizer or own
     tokenizer = attempt(problems, read_tokenizer, name) if name else None
-    attention = config.attention
-    loss: Literal["auto", "chunked", "full"] = config.loss
-    experts = config.experts
+    compute = None
     if model and facts:
-        experts = choose_experts(model, dtype) if experts == "auto" and config.mesh.ep == 1 else experts
-        experts = "grouped" if experts == "auto" else experts
-        if facts.experts:
-            problems += experts_problems(model, experts, dtype, ep=config.mesh.ep)
-        problems += balance_problems(model, config.balance)
-        attention = choose_attention(model, device, dtype) if attention == "auto" else attention
-        loss = choose_loss(model) if loss == "auto" else loss
-        if config.recompute.keep == "attention" and attention == "eager":
-            problems.append(
-                "recompute keep=attention keeps what attention kernels give, and eager attention is no kernel: "
-                "choose another --attention, or keep matmuls or nothing."
-            )
-        problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
+        compute, wrong = choose_compute(config, model, device, dtype)
+        problems += wrong
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
         problems.append(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
@@ -186,7 +171,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     ]
     rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
     refuse(problems)
-    assert spec and rows and schedule and source and tokenizer and model and facts and plan
+    assert spec and rows and schedule and source and tokenizer and model and facts and plan and compute
     batch, micro, virtual_shards = rows
     return Decision(
         spec=spec,
@@ -202,11 +187,9 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         order={**asked, "batch": batch, "virtual_shards": virtual_shards},
         device=device,
         dtype=dtype,
-        attention=attention,
-        experts=experts,
+        compute=compute,
         balance=asked_loss(model, config.balance),
         kernels=() if config.kernels == "none" or kernel_problems(device) else fitting_kernels(model),
-        loss=loss,
         keep=config.recompute.keep,
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,

@@ -18,37 +18,18 @@ import torch
 from decide import decide
 from preflight import start
 from request import Config
-from step import accumulate_grads_, mean_reach, place
-from watch import (
-    append_row,
-    check_finite,
-    forget_after,
-    peak_memory_gb,
-    progress_line,
-    tell_loads,
-    tell_step,
-    what_next,
-)
+from resume import load_run, save_run
+from step import accumulate_grads_, mean_reach, place, rebalance_
+from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
 
-from omni_ckpt import load_dcp, prune, save_dcp, step_dir
-from omni_data import (
-    Cursor,
-    cursor_from_json,
-    cursor_to_json,
-    merge_cursors,
-    prefetch,
-    stream_batches,
-)
+from omni_data import Cursor, prefetch, stream_batches
 from omni_mesh import join_world, make_mesh
 from omni_models import (
     fill_weights,
     flops_per_token,
     map_attention,
     map_experts,
-    next_biases,
-    read_biases,
     save_config,
-    set_biases_,
     use_attention,
     use_experts,
     use_kernels,
@@ -57,12 +38,9 @@ from omni_parallel import (
     apply_ep,
     apply_ulysses,
     clip_grads_,
-    gather_objects,
     init_state,
     recompute_blocks,
-    restore_state,
     shard_fsdp,
-    state_tree,
     update,
 )
 
@@ -75,8 +53,8 @@ def main(config: Config) -> None:
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
         model = use_kernels(run.model, run.kernels, device_type=run.device)
-        model = use_attention(model, run.attention)
-        model = use_experts(model, run.experts)
+        model = use_attention(model, run.compute.attention)
+        model = use_experts(model, run.compute.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
         model = apply_ep(model, mesh, run.plan, over=map_experts)
         model = recompute_blocks(model, run.plan)
@@ -84,12 +62,9 @@ def main(config: Config) -> None:
         model = fill_weights(model, None if run.found else config.weights, seed=config.seed)
         state, cursor = init_state(model, config.optim), Cursor()
 
-        # Resume. The tree on disk has the shape of the tree in memory; the mesh may differ.
+        # Resume. The mesh may differ from the one that was saved.
         if run.found:
-            tree = load_dcp(
-                {"state": state_tree(state), "cursor": cursor_to_json(cursor), "order": run.order}, run.found
-            )
-            state, cursor = restore_state(state, tree["state"]), cursor_from_json(tree["cursor"])
+            state, cursor = load_run(state, run.found, run.order)
         if chief := world.rank == 0:
             print(run.told(), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
@@ -123,12 +98,11 @@ def main(config: Config) -> None:
                 micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
                 reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
             waited = time.perf_counter() - began
-            metrics, loads = accumulate_grads_(model, micro, run.loss, balance=run.balance)
+            metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
             metrics["grad_norm"] = clip_grads_(model, config.optim.max_norm)
             lr = run.schedule(state.step)
             state = update(state, run.schedule)
-            if rate := config.balance.rate:
-                set_biases_(model, next_biases(read_biases(model), loads, rate))
+            rebalance_(model, loads, config.balance.rate)
 
             # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}
@@ -144,17 +118,15 @@ def main(config: Config) -> None:
                 ranks=world.size,
                 flops=flops_per_token(run.facts, reach),
                 memory_gb=peak_memory_gb(world.device),
-            ) | tell_loads(loads)
+                loads=loads,
+            )
             began += row["seconds"]
             if chief:
                 append_row(config.out / "metrics.jsonl", row)
                 print(progress_line(row, config.steps, (began - started) / (state.step - first)), flush=True)
 
             if state.step % config.save_every == 0 or state.step == stop:
-                everyone = merge_cursors(gather_objects(cursor))
-                tree = {"state": state_tree(state), "cursor": cursor_to_json(everyone), "order": run.order}
-                save_dcp(tree, step_dir(config.out, state.step))
-                prune(config.out, config.keep)
+                save_run(config.out, state, cursor, run.order, keep=config.keep)
                 began = time.perf_counter()
         batches.close()
         if chief:

@@ -1,6 +1,6 @@
-"""One step of training: rows to tensors, what their attention costs, tensors to gradients, and how busy experts were."""
+"""One step of training: rows to tensors, what their attention costs, tensors to gradients, the balance of experts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from omni_data import Batch, document_bounds, shard_sequence
-from omni_models import balance_loss, count_loads, count_targets, record_routing, summed_loss
+from omni_models import (
+    balance_loss,
+    count_loads,
+    count_targets,
+    next_biases,
+    read_biases,
+    record_routing,
+    set_biases_,
+    summed_loss,
+)
 from omni_parallel import global_sum
 
 Loss = Literal["auto", "chunked", "full"]
@@ -77,3 +86,9 @@ def accumulate_grads_(
     if balance:
         metrics["balance_loss"] = global_sum(uneven)
     return metrics, {name: global_sum(torch.stack([load[name] for load in loads]).sum(0)) for name in loads[0]}
+
+
+def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float) -> None:
+    """Move the biases of the routers of `model` by `rate`, towards experts with less than the mean of `loads`."""
+    if rate:
+        set_biases_(model, next_biases(read_biases(model), loads, rate))

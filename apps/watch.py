@@ -26,7 +26,8 @@ def tell_step(
     ranks: int,
     flops: float,
     memory_gb: float,
-) -> dict[str, float]:
+    loads: Mapping[str, Tensor],
+) -> dict[str, Any]:
     """Everything that is known of a step, by name.
 
     Args:
@@ -40,6 +41,7 @@ def tell_step(
         ranks: of the world.
         flops: floating-point operations of a token.
         memory_gb: peak of this rank, 10^9 bytes.
+        loads: by layer, the tokens of all ranks that chose each expert (E,); empty without experts.
     """
     speed = tokens / seconds
     return {
@@ -53,10 +55,11 @@ def tell_step(
         "tokens_per_second_per_rank": speed / ranks,
         "tflops_per_rank": flops * speed / ranks / 1e12,
         "memory_gb": memory_gb,
+        **tell_loads(loads),
     }
 
 
-def tell_loads(loads: Mapping[str, Tensor]) -> dict[str, float | list[float]]:
+def tell_loads(loads: Mapping[str, Tensor]) -> dict[str, Any]:
     """How busy experts were, of the tokens that chose each by layer; nothing for a model without experts.
 
     `expert_load` is the load of each expert over all layers, `expert_load_max` that of the busiest expert of any layer,

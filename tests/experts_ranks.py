@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from experts import MESHES, ROWS, grads_of, inputs_of, make_mixture, place, step, whole
-from sequence import packed, plain_loss, worst_error
+from memory import peak_of
+from sequence import TYPES, make_config, make_kind, packed, plain_loss, worst_error
 from sequence_ranks import Counting
 from step import accumulate_grads_
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from omni_ckpt import load_dcp, save_dcp
+from omni_ckpt import load_dcp, merge_to_hf, save_dcp
 from omni_data import shard_sequence
 from omni_mesh import Mesh, MeshConfig, join_world, make_mesh, resolve_mesh
 from omni_models import (
@@ -22,6 +24,7 @@ from omni_models import (
     count_targets,
     describe,
     fill_weights,
+    hf_keys,
     next_biases,
     read_biases,
     record_routing,
@@ -140,6 +143,13 @@ def count_operators(name: str, config: MeshConfig, every: int) -> tuple[int, dic
     return len(describe(model).experts), {"reads": forth, **ran[0]}, {"reads": len(reads) - forth, **ran[1]}
 
 
+def real_of(mesh: Mesh, inputs: Mapping[str, Any]) -> Tensor:
+    """Which tokens of this rank's slice do not only lengthen the row, (T,) bool."""
+    zeros_BS = torch.zeros(inputs["input_ids"].shape, dtype=torch.int64).numpy()
+    real_Bs = shard_sequence(zeros_BS, mesh.tokens.get_local_rank("sp"), mesh.spec.sp) == 0
+    return torch.from_numpy(real_Bs).flatten()
+
+
 def compare_balance(name: str, coefficient: float) -> dict[str, tuple[float, float, str]]:
     """By mesh: relative errors of the balance loss and of the worst gradient, and whose it is. On rank 0."""
     errors = {}
@@ -150,9 +160,7 @@ def compare_balance(name: str, coefficient: float) -> dict[str, tuple[float, flo
             mesh = new_mesh(config, world.size)
             ours = place(copy.deepcopy(start), mesh, RecomputeConfig(every=1))
             inputs, labels_Bs = inputs_of(mesh)
-            zeros_BS = torch.zeros(inputs["input_ids"].shape, dtype=torch.int64).numpy()
-            real_Bs = shard_sequence(zeros_BS, mesh.tokens.get_local_rank("sp"), mesh.spec.sp) == 0
-            micro = [{**inputs, "labels_Bs": labels_Bs, "real_T": torch.from_numpy(real_Bs).flatten()}]
+            micro = [{**inputs, "labels_Bs": labels_Bs, "real_T": real_of(mesh, inputs)}]
             metrics, loads = accumulate_grads_(ours, micro, "auto", balance=coefficient)
             tokens = sum(map(sum, ROWS)) * describe(ours).experts_per_token
             assert all(int(load_E.sum()) == tokens for load_E in loads.values())
@@ -185,8 +193,7 @@ def balance_by_biases(name: str, config: MeshConfig, steps: int) -> dict[str, Te
         mesh = new_mesh(config, world.size)
         model = place(make_mixture(name), mesh)
         inputs, labels_Bs = inputs_of(mesh)
-        zeros_BS = torch.zeros(inputs["input_ids"].shape, dtype=torch.int64).numpy()
-        real_T = torch.from_numpy(shard_sequence(zeros_BS, mesh.tokens.get_local_rank("sp"), mesh.spec.sp) == 0).flatten()
+        real_T = real_of(mesh, inputs)
         for _ in range(steps):
             with record_routing(model) as routing, torch.no_grad():
                 summed_loss(model, inputs, labels_Bs)
@@ -211,3 +218,31 @@ def check_two_models() -> None:
         one, other, expected = grads_of(first), grads_of(second), grads_of(alone)
         assert all(torch.equal(grad, expected[key]) for key, grad in other.items() if grad is not None)
         assert worst_error(one, expected)[0] <= 1e-5
+
+
+LARGE = {"num_hidden_layers": 3, "hidden_size": 256, "moe_intermediate_size": 512, "num_experts": 32}
+"""Of a model of 160 MB, whose largest tensor has 34 MB."""
+
+
+def make_large(directory: Path) -> None:
+    """A directory of a larger mixture in shards of 40 MB."""
+    make_kind(make_config(TYPES["qwen3_moe"][1] | LARGE)).save_pretrained(directory, max_shard_size="40MB")
+
+
+def read_large(config: MeshConfig, source: Path, path: Path) -> int:
+    """Read it straight into a sharded model and save that: the most bytes this took beyond the parameters held."""
+    with join_world(device="cpu") as world:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(make_config(TYPES["qwen3_moe"][1] | LARGE), dtype=torch.float32)
+        model = place(model, new_mesh(config, world.size))
+        model, peak = peak_of(lambda: fill_weights(model, source))
+        save_dcp({"state": {"model": named_tensors(model)}}, path)
+        return peak - sum(p.to_local().nbytes for p in model.parameters())
+
+
+def merge_large(path: Path, target: Path, max_bytes: int) -> int:
+    """Merge it: the most bytes this took."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(make_config(TYPES["qwen3_moe"][1] | LARGE), dtype=torch.float32)
+    to_hf = hf_keys(model)
+    return peak_of(lambda: merge_to_hf(path, target, to_hf=to_hf, max_bytes=max_bytes))[1]

@@ -1,9 +1,6 @@
-"""Laws of experts on several ranks: every family on every mesh equals plain transformers, and checkpoints go anywhere."""
+"""Laws of experts on several ranks: every family on every mesh equals plain transformers, checkpoints go anywhere."""
 
 import re
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,10 @@ from experts_ranks import (
     compare_balance,
     count_operators,
     load_and_train,
+    make_large,
+    merge_large,
     read_and_save,
+    read_large,
     run_twice,
     train_and_save,
 )
@@ -32,6 +32,11 @@ from omni_parallel import RecomputeConfig
 
 SPREAD = MeshConfig(shard=4, ep=2)
 """efsdp 2, ep 2."""
+OTHERS = (
+    *((4, MeshConfig(shard=4, ep=4)), (4, MeshConfig(shard=2, sp=2))),
+    *((2, MeshConfig(shard=2, ep=2)), (1, MeshConfig())),
+)
+"""Ranks and meshes to go on with."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,12 +51,11 @@ def test_every_mesh_equals_plain_transformers_on_one_rank(name: str, run: Run) -
 
 @pytest.mark.parametrize("hard", [name for name in HARD if name != "none"])
 def test_idle_ranks_and_more_experts_than_tokens_are_exact_and_never_hang(hard: str, run: Run) -> None:
-    for label, (loss, norm, gradient, parameter) in run(compare, 4, "qwen3_moe", MESHES, RecomputeConfig(every=1), hard)[0].items():
+    errors = run(compare, 4, "qwen3_moe", MESHES, RecomputeConfig(every=1), hard)[0]
+    for label, (loss, norm, gradient, parameter) in errors.items():
         assert loss <= TOLERANCE, label
         assert norm <= 1e-6, label
         assert gradient <= TOLERANCE, f"{label}: {parameter}"
-
-
 
 
 @pytest.mark.parametrize("keep", ["nothing", "attention", "matmuls"])
@@ -87,7 +91,7 @@ def test_two_mixtures_on_two_meshes_do_not_disturb_one_another(run: Run) -> None
 def test_a_checkpoint_goes_to_any_mesh_bit_for_bit_and_training_goes_on(name: str, run: Run, tmp_path: Path) -> None:
     losses, saved = run(train_and_save, 4, name, SPREAD, tmp_path / "step", 3)[0]
     assert any(key.startswith("optimizer.exp_avg_sq") and "experts" in key for key in saved)
-    for ranks, config in ((4, MeshConfig(shard=4, ep=4)), (4, MeshConfig(shard=2, sp=2)), (2, MeshConfig(shard=2, ep=2)), (1, MeshConfig())):
+    for ranks, config in OTHERS:
         others, found = run(load_and_train, ranks, name, config, tmp_path / "step")[0]
         assert found.keys() == saved.keys()
         assert all(torch.equal(tensor, saved[key]) for key, tensor in found.items()), config
@@ -107,6 +111,17 @@ def test_a_directory_comes_back_byte_for_byte_as_transformers_writes_it(name: st
     theirs, ours = files(tmp_path / "hf"), files(tmp_path / "back")
     assert ours.keys() == theirs.keys()
     assert all(ours[key].dtype == tensor.dtype and torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+
+
+def test_reading_and_merging_take_less_than_two_shards(run: Run, tmp_path: Path) -> None:
+    run(make_large, 1, tmp_path / "hf")
+    shard = max(path.stat().st_size for path in (tmp_path / "hf").glob("*.safetensors"))
+    assert shard < sum(path.stat().st_size for path in (tmp_path / "hf").glob("*.safetensors")) / 3
+    assert max(run(read_large, 4, SPREAD, tmp_path / "hf", tmp_path / "step")) < 2 * shard
+    assert run(merge_large, 1, tmp_path / "step", tmp_path / "back", shard)[0] < 2 * shard
+    theirs, ours = files(tmp_path / "hf"), files(tmp_path / "back")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])

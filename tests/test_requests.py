@@ -80,7 +80,8 @@ def test_experts_that_cannot_be_spread_or_balanced_are_told_before_anything_star
         "balance rate=0.1 moves biases of routers, of which qwen3_moe has none: use balance.loss",
     ):
         assert part in message
-    assert "experts=transformers keeps all experts on every rank" in complaint(replace(config, experts="transformers"), 2)
+    message = complaint(replace(config, experts="transformers"), 2)
+    assert "experts=transformers keeps all experts on every rank" in message
     told = decide(replace(config, mesh=MeshConfig(shard=2)), 2).told()
     assert "experts   3, 2 a token, transformers" in told
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_pa
 
 
 def test_balanced_experts_on_any_mesh_continue_on_any_other(run: Run, tmp_path: Path) -> None:
-    """With both ways to balance at once: the loss and the biases are of all tokens, and biases are in the checkpoint."""
+    """With both ways to balance at once: loss and biases are of all tokens, and biases are in the checkpoint."""
     config = replace(
         SMALL,
         model=write_family("deepseek_v3", tmp_path),

@@ -102,7 +102,7 @@ def test_slurm_alone_is_enough_to_join(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 def test_a_second_world_of_a_process_remembers_nothing_of_the_first():
-    """What torch remembers of one mesh must not answer for an equal one of another world, whose groups have other names."""
+    """What torch remembers of a mesh must not answer for an equal one of another world, whose groups have new names."""
     for before in range(2):
         with join_world(device="cpu"):
             for _ in range(before):

@@ -1,4 +1,4 @@
-"""Laws of experts as a function over sorted rows: what transformers' own loop computes, for any layout, to the bit twice."""
+"""Laws of experts as a function over sorted rows: what transformers' own loop computes, for any layout."""
 
 from collections.abc import Iterator
 from inspect import signature

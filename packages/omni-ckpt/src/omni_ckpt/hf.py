@@ -95,9 +95,10 @@ def merge_to_hf(
         read_into(_with_prefix(prefix, loaded), source, index, collective=False)
         tensors = dict(to_hf(loaded))
         loaded.clear()
-        for name, tensor in tensors.items():
-            # Replaced one by one, so that the uncast tensors go as the cast ones come.
-            tensors[name] = tensor.to(_written_dtype(tensor.dtype, dtype)).contiguous()
+        for name in list(tensors):
+            # Replaced one by one, so that the uncast tensors go as the cast ones come. None has another name here,
+            # which would keep all that shares its memory until the next file is read.
+            tensors[name] = _as_written(tensors[name], dtype)
         total += sum(tensor.nbytes for tensor in tensors.values())
         weight_map |= dict.fromkeys(tensors, file)
         _write(tensors, temporary / file)
@@ -136,6 +137,10 @@ def _with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 
 def _written_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
     return wanted if wanted is not None and stored.is_floating_point else stored
+
+
+def _as_written(tensor: Tensor, wanted: torch.dtype | None) -> Tensor:
+    return tensor.to(_written_dtype(tensor.dtype, wanted)).contiguous()
 
 
 def _check_streams(

@@ -127,8 +127,8 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
 
 def _leave() -> None:
     """Destroy every group, and make torch forget the meshes made of them."""
-    # What an operator made of DTensors is remembered by the shape of their mesh, and with it a mesh: in the next world of
-    # this process it would name groups that are gone, or others of the same name. torch has no public way to forget.
+    # What an operator made of DTensors is remembered by the shape of their mesh, and with it a mesh: in the next world
+    # of this process it would name groups that are gone, or others of the same name. torch has no public way to forget.
     from torch.distributed.tensor.debug import (
         _clear_sharding_prop_cache,  # pyright: ignore[reportPrivateImportUsage]
     )

@@ -35,8 +35,8 @@ class BalanceConfig:
     """How experts are kept equally busy."""
 
     loss: float | None = None
-    """Weight of the balance loss, over the tokens of all ranks. Left out: what the model's configuration asks for, which
-    is 0 unless it sets output_router_logits."""
+    """Weight of the balance loss, over the tokens of all ranks. Left out: what the model's configuration asks for,
+    which is 0 unless it sets output_router_logits."""
     rate: float = 0.0
     """What a step adds to the router's bias of each expert that had too little to do, and takes from the others
     (DeepSeek-V3 uses 0.001). 0 leaves biases alone."""
@@ -67,7 +67,7 @@ def record_routing(model: PreTrainedModel) -> Iterator[Routing]:
         if is_experts(module)
     ]
     handles += [
-        module.register_forward_hook(partial(_note_logits, routing, name, index))
+        module.register_forward_hook(partial(_note_logits, routing.logits, name, index))
         for name, (module, index) in _routers(model).items()
     ]
     try:
@@ -193,8 +193,9 @@ def _bias_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if is_experts(module):
             layer = model.get_submodule(name.rpartition(".")[0])
-            tensors = (*layer.named_buffers(), *layer.named_parameters())
-            found |= {name: tensor for key, tensor in tensors if key.endswith("e_score_correction_bias")}
+            for key, tensor in (*layer.named_buffers(), *layer.named_parameters()):
+                if key.endswith("e_score_correction_bias"):
+                    found[name] = tensor
     return found
 
 
@@ -219,5 +220,6 @@ def _note_chosen(routing: Routing, name: str, module: nn.Module, args: tuple[Any
     routing.num_experts[name] = module.num_experts  # pyright: ignore[reportArgumentType]
 
 
-def _note_logits(routing: Routing, name: str, index: int, module: nn.Module, args: Any, output: Any) -> None:
-    routing.logits[name] = output[index] if isinstance(output, tuple) else output
+def _note_logits(logits: dict[str, Tensor], name: str, index: int, *called: Any) -> None:
+    *_, output = called
+    logits[name] = output[index] if isinstance(output, tuple) else output

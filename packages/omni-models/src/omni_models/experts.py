@@ -91,7 +91,7 @@ def compute_experts(module: nn.Module, x: Tensor, expert_TK: Tensor, weights: Te
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """The fastest way to this model's experts in this dtype: "grouped", or "transformers" where that cannot be. Pure."""
+    """The fastest way to this model's experts in this dtype: "grouped", or "transformers" where it cannot be. Pure."""
     return "transformers" if experts_problems(model, "grouped", dtype) else "grouped"
 
 

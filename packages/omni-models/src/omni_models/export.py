@@ -1,4 +1,4 @@
-"""Out to the hub: the names and layouts that plain transformers, and whoever else reads the hub's checkpoints, expects."""
+"""Out to the hub: the names and layouts that plain transformers expects, and whoever else reads such checkpoints."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

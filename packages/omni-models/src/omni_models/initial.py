@@ -1,8 +1,8 @@
 """Random weights, by the model's own initialisation, that depend on the seed and the kind of device alone.
 
-Each block draws from a seed of its own, as whole tensors of which a rank keeps its part, so a rank holds one block whole
-at a time. Experts would make that a large block: each of them draws from a seed of its own in turn, and a rank draws
-only those that it holds. So the numbers are the same on every mesh.
+Each block draws from a seed of its own, as whole tensors of which a rank keeps its part, so a rank holds one block
+whole at a time. Experts would make that a large block: each of them draws from a seed of its own in turn, and a rank
+draws only those that it holds. So the numbers are the same on every mesh.
 
 `PreTrainedModel._init_weights` is where transformers keeps each model's own initialisation, and private;
 `tests/test_weights.py` fails if it moves.

@@ -3,8 +3,8 @@
 Hub checkpoints name the experts of a layer one by one, parameters hold them all in one tensor, and transformers knows
 how to turn the one into the other. Here its own conversion is run once, backwards, on tensors without memory that are
 all views of one line of numbers: where a view begins and how far it steps tells which part of which parameter a tensor
-of the hub is. A `Piece` says so in numbers. Written out, it is a view of the parameter; read in, it is a box, of which a
-rank that holds a part of the parameter reads the part that they share.
+of the hub is. A `Piece` says so in numbers. Written out, it is a view of the parameter; read in, it is a box, of which
+a rank that holds a part of the parameter reads the part that they share.
 
 Private names used here, with the reason: `revert_weight_conversion`, `WeightRenaming` and `Transpose` of transformers'
 loader are the only place where the names and layouts of the hub are known. `tests/test_layout.py` fails if one moves.
@@ -92,8 +92,8 @@ def find_pieces(
     strange += [name for name, count in covered.items() if count != prod(shapes[name]) and not strange]
     if strange:
         raise ValueError(
-            f"checkpoints of {model.config.model_type} hold tensors that are computed from several of its own, which is "
-            f"not built yet: {', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}."
+            f"checkpoints of {model.config.model_type} hold tensors that are computed from several of its own, which "
+            f"is not built yet: {', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}."
         )
     name_of, transposed = canonical(model), _transposed(model)
 
@@ -186,7 +186,8 @@ def _swap(piece: Piece) -> Piece:
 
 
 def _is_swapped(piece: Piece, stored: Shape | None, transposed: Callable[[str], bool]) -> bool:
-    return stored not in (None, piece.shape) and stored == _swap(piece).shape and transposed(piece.name)
+    differs = stored is not None and stored != piece.shape and len(piece.shape) > 1
+    return differs and stored == _swap(piece).shape and transposed(piece.name)
 
 
 def _transposed(model: PreTrainedModel) -> Callable[[str], bool]:

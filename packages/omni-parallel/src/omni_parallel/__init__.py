@@ -1,4 +1,6 @@
-"""Parallel training as functions over a model: cutting rows, spreading experts, sharding, recomputation, clipping, the training state."""
+"""Parallel training as functions over a model: cutting rows, spreading experts, sharding, recomputation, clipping, and
+the training state.
+"""
 
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep

@@ -31,7 +31,7 @@ OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]],
 """What replaces the experts `e` of each module named by `f(e)`."""
 
 _TRAVELS = "omni_travels"
-"""The attribute by which an experts module, for the time of a call, is told to note how rows travel, or how they did."""
+"""The attribute by which an experts module, for the time of a call, notes how rows travel, or is told how they did."""
 
 
 @dataclass(frozen=True, slots=True)

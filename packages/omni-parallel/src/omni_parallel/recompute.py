@@ -88,8 +88,8 @@ class Recall(TorchDispatchMode):
         if not self.kept or self.kept[0].op != op:
             ran = self.kept[0].op.name() if self.kept else "nothing"
             raise RuntimeError(
-                f"a recomputed block runs {op.name()} where {ran} is kept of its forward pass: a block has to do the same "
-                "twice, and a backward pass through it can be run once."
+                f"a recomputed block runs {op.name()} where {ran} is kept of its forward pass: a block has to do the "
+                "same twice, and a backward pass through it can be run once."
             )
         return tree_map_only(Versioned, partial(_as_it_was, op), self.kept.popleft().out)
 

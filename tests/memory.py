@@ -1,0 +1,34 @@
+"""The most memory that a call takes of this process, beyond what it had: bytes that belong to no file."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def own_bytes() -> int:
+    """What this process holds now of its own; pages of files that it maps are the system's to take back."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def peak_of(call: Callable[[], T], every_s: float = 0.001) -> tuple[T, int]:
+    """What `call` returns, and the most bytes this process held while it ran, beyond those before it."""
+    before, most, done = own_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(every_s):
+            most = max(most, own_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        value = call()
+        most = max(most, own_bytes())
+    finally:
+        done.set()
+        thread.join()
+    return value, most - before
