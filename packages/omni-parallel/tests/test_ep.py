@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import expert_parallel
-from omni_parallel.ep import merge_orders
+from omni_parallel.ep import merge_orders, remember_travels
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 
 
 def compute(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
@@ -29,7 +31,6 @@ def test_rows_are_sorted_by_expert_and_then_by_rank_and_back(ranks: int, experts
     assert torch.equal(there_r[back_r], torch.arange(rows))
 
 
-@pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 def test_on_one_rank_it_is_the_experts_that_were_there(mesh: Mesh) -> None:
     counts_E = torch.tensor([2, 0, 3, 1])
     plain, spread = (torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
@@ -40,3 +41,15 @@ def test_on_one_rank_it_is_the_experts_that_were_there(mesh: Mesh) -> None:
     expected.square().sum().backward()
     out.square().sum().backward()
     assert torch.equal(plain.grad, spread.grad)
+
+
+def test_a_recomputed_router_that_chooses_otherwise_is_loud(mesh: Mesh) -> None:
+    module, group = nn.Module(), dist.group.WORLD
+    assert group is not None
+    spread = expert_parallel(group)(compute)
+    first, again = remember_travels([module])
+    with first():
+        spread(module, torch.ones(6, 5), torch.tensor([2, 0, 3, 1]))
+    with again(), pytest.raises(RuntimeError, match="a recomputed router chose other experts than it did"):
+        spread(module, torch.ones(6, 5), torch.tensor([2, 1, 2, 1]))
+    assert not vars(module).keys() & {"omni_travels"}, "nothing stays on the module"

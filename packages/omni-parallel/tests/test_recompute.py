@@ -230,3 +230,38 @@ def test_keeping_where_nothing_is_recomputed_is_refused() -> None:
         plan_keep("attention", every=0)
     with pytest.raises(ValueError, match="recompute keep='attn': use one of nothing, attention, matmuls"):
         plan_keep("attn")
+
+
+class Fickle(Block):
+    """A block that does something else when it runs again, or changes what an operator gave."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__(width)
+        self.kind = kind
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        self.calls += 1
+        h_BH = attend(x_BH)
+        if self.kind == "changes":
+            h_BH.add_(1)
+        if self.kind == "more" and self.calls > 1:
+            h_BH = attend(h_BH)
+        return x_BH + torch.tanh(self.linear(h_BH) * h_BH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backwards", "told"),
+    [
+        ("changes", 1, "what omni_test::attend gave was changed in place"),
+        ("more", 1, "runs omni_test::attend where nothing is kept"),
+        ("twice", 2, "runs omni_test::attend where nothing is kept"),
+    ],
+)
+def test_what_cannot_be_recalled_is_told(kind: str, backwards: int, told: str) -> None:
+    model = make_toy()
+    model.layers = nn.ModuleList([Fickle(7, kind)] + [Block(7) for _ in model.blocks[1:]])
+    model = recompute_blocks(model, replace(plan_keep("nothing"), keep=("omni_test::attend",)))
+    loss = model(make_batch()).sum()
+    with pytest.raises(RuntimeError, match=told):
+        for _ in range(backwards):
+            loss.backward(retain_graph=True)

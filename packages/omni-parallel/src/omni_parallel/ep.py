@@ -9,6 +9,7 @@ Dimensions: R rows on this rank, r rows that come to its experts, E experts, P r
 this rank, H hidden size.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]], Any]
 """What replaces the experts `e` of each module named by `f(e)`."""
 
+Told = Callable[[], AbstractContextManager[None]]
+"""What makes a context in which experts are told how rows travel."""
+
 _TRAVELS = "omni_travels"
 """The attribute by which an experts module, for the time of a call, notes how rows travel, or is told how they did."""
 
@@ -38,6 +42,8 @@ _TRAVELS = "omni_travels"
 class Travel:
     """How many rows go where in one call."""
 
+    counts_E: Tensor
+    """Rows that this rank has for each expert, int64, on the device."""
     there_Pe: Tensor
     """Rows that each rank sent to each expert of this rank, int64, on the device."""
     going: list[int]
@@ -57,8 +63,7 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
         def compute_across(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-            plan = getattr(module, _TRAVELS, lambda find: find())
-            travel: Travel = plan(lambda: _find_travel(counts_E, group))
+            travel: Travel = getattr(module, _TRAVELS, _find_travel)(counts_E, group)
             there = travel.going, travel.coming, group
             arrived_rH = _Exchange.apply(rows_RH, *there)
             # Rows come by rank and by expert, and are wanted by expert and by rank.
@@ -97,19 +102,25 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
     return over(model, plan.experts, expert_parallel(ep.get_group()))
 
 
-def remember_travels(
-    modules: Sequence[nn.Module],
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Two contexts, for a forward pass and for its recomputation: in the second the experts in `modules` know from the
-    first how many rows go where, so that nothing is exchanged, nor the device waited for, to learn it again."""
-    noted: list[Travel] = []
+def remember_travels(modules: Sequence[nn.Module]) -> tuple[Told, Told]:
+    """What makes two contexts, of a forward pass and of its recomputation: in the second the experts in `modules` know
+    from the first how many rows go where. Nothing is exchanged, nor the device waited for, to learn it again."""
+    noted: deque[Travel] = deque()
 
-    def note(find: Callable[[], Travel]) -> Travel:
-        noted.append(find())
+    def note(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
+        noted.append(_find_travel(counts_E, group))
         return noted[-1]
 
-    # Each recomputation is of the whole forward pass, from its start.
-    return _told(modules, lambda: note), _told(modules, lambda: partial(_next_of, iter(list(noted))))
+    def recall(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
+        if not noted:
+            raise RuntimeError("a recomputed block can be run backward once: how its rows travelled is used up.")
+        travel = noted.popleft()
+        # Loud without making the host wait; torch has no public name for it.
+        same = (travel.counts_E == counts_E).all()
+        torch._assert_async(same, "a recomputed router chose other experts than it did: it has to do the same twice")
+        return travel
+
+    return partial(_told, modules, note), partial(_told, modules, recall)
 
 
 def merge_orders(counts_Pe: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -149,19 +160,14 @@ def _find_travel(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
     there_E = torch.empty_like(counts_E)
     dist.all_to_all_single(there_E, counts_E, group=group)
     there_Pe = there_E.view(ranks, -1)
-    return Travel(there_Pe, *read_counts(torch.stack([counts_E.view(ranks, -1).sum(1), there_Pe.sum(1)])))
-
-
-def _next_of(noted: Iterator[Travel], find: Callable[[], Travel]) -> Travel:
-    return next(noted)
+    return Travel(counts_E, there_Pe, *read_counts(torch.stack([counts_E.view(ranks, -1).sum(1), there_Pe.sum(1)])))
 
 
 @contextmanager
-def _told(modules: Sequence[nn.Module], tell: Callable[[], Callable[..., Travel]]) -> Iterator[None]:
-    """While open, each of `modules` asks what `tell()` gives how its rows travel."""
-    plan = tell()
+def _told(modules: Sequence[nn.Module], find: Callable[[Tensor, dist.ProcessGroup], Travel]) -> Iterator[None]:
+    """While open, each of `modules` finds how its rows travel by `find`."""
     for module in modules:
-        setattr(module, _TRAVELS, plan)
+        setattr(module, _TRAVELS, find)
     try:
         yield
     finally:

@@ -10,12 +10,13 @@ that are kept have to come in the same order.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,8 @@ from omni_parallel.ep import remember_travels
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
-Context = AbstractContextManager[Any]
+Opens = Callable[[], AbstractContextManager[Any]]
+"""What makes a context."""
 
 
 def recompute_blocks(model: M, plan: ParallelPlan) -> M:
@@ -43,6 +45,20 @@ def recompute_blocks(model: M, plan: ParallelPlan) -> M:
         selective = {"context_fn": contexts} if plan.keep or experts else {}
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **selective)
     return model
+
+
+class Together:
+    """Several contexts as one, made anew each time it is opened."""
+
+    def __init__(self, opens: Sequence[Opens]) -> None:
+        self.opens, self.stack = opens, ExitStack()
+
+    def __enter__(self) -> None:
+        for make in self.opens:
+            self.stack.enter_context(make())
+
+    def __exit__(self, *raised: Any) -> None:
+        self.stack.pop_all().__exit__(*raised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +87,7 @@ class Keep(TorchDispatchMode):
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = op(*args, **(kwargs or {}))
         if _is_kept(self.keep, op, args, kwargs or {}):
-            self.kept.append(Kept(op, tree_map_only(Tensor, lambda x: Versioned(x.detach(), x._version), out)))
+            self.kept.append(Kept(op, tree_map_only(Tensor, _as_it_is, out)))
         return out
 
 
@@ -94,26 +110,25 @@ class Recall(TorchDispatchMode):
         return tree_map_only(Versioned, partial(_as_it_was, op), self.kept.popleft().out)
 
 
+def _as_it_is(x: Tensor) -> Versioned:
+    # Below autograd, where a mode runs, an alias has a version of its own, and a later change would not show in it.
+    # torch has no public name for this guard.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        return Versioned(x.detach(), x._version)
+
+
 def _as_it_was(op: OpOverload, kept: Versioned) -> Tensor:
     if kept.tensor._version != kept.version:
         raise RuntimeError(f"what {op.name()} gave was changed in place, so it cannot be kept: leave it out of keep.")
     return kept.tensor.detach()
 
 
-def _contexts(keep: frozenset[str], experts: list[nn.Module]) -> tuple[Context, Context]:
+def _contexts(keep: frozenset[str], experts: list[nn.Module]) -> tuple[Together, Together]:
     """What is open in one forward pass of a block, and in its recomputation."""
     kept: deque[Kept] = deque()
-    pairs: list[tuple[Context, Context]] = [(Keep(keep, kept), Recall(keep, kept))] if keep else []
+    pairs: list[tuple[Opens, Opens]] = [(partial(Keep, keep, kept), partial(Recall, keep, kept))] if keep else []
     pairs += [remember_travels(experts)] if experts else []
-    return _all_open([pair[0] for pair in pairs]), _all_open([pair[1] for pair in pairs])
-
-
-@contextmanager
-def _all_open(contexts: list[Context]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
+    return Together([first for first, _ in pairs]), Together([again for _, again in pairs])
 
 
 def _is_kept(keep: frozenset[str], op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
