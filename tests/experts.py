@@ -1,6 +1,6 @@
 """Experts against plain transformers: tiny mixtures of many types, and the comparison that a rank makes.
 
-uv run tests/experts.py --write        measure the table of docs/experts.md anew
+PYTHONPATH=packages/omni-models/tests uv run tests/experts.py --write        measure the table of docs/experts.md anew
 """
 
 import argparse

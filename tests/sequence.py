@@ -1,6 +1,6 @@
 """Sequence parallelism against plain transformers: tiny models of many types, and the comparison that a rank makes.
 
-uv run tests/sequence.py --write        measure the table of docs/sequence.md anew
+PYTHONPATH=packages/omni-models/tests uv run tests/sequence.py --write        measure the table of docs/sequence.md anew
 """
 
 import argparse
