@@ -16,6 +16,7 @@ from omni_models import (
     choose_attention,
     choose_experts,
     choose_loss,
+    describe,
     experts_problems,
     loss_problems,
 )
@@ -31,14 +32,13 @@ class Compute:
 
 
 def choose_compute(
-    config: Config, model: PreTrainedModel, device: str, dtype: torch.dtype
+    config: Config, model: PreTrainedModel, device: str, dtype: torch.dtype, *, ep: int
 ) -> tuple[Compute, list[str]]:
     """What computes `model`, where `config` leaves it open the fastest that is exact; and what is wrong, in words."""
-    ep = config.mesh.ep
     attention = choose_attention(model, device, dtype) if config.attention == "auto" else config.attention
     loss = choose_loss(model) if config.loss == "auto" else config.loss
-    # Spread experts are grouped; if they cannot be, that is told.
-    own = choose_experts(model, dtype) if ep == 1 else "grouped"
+    # Spread experts are grouped; if they cannot be, that is told. Whether there are any is told by the plan.
+    own = choose_experts(model, dtype) if ep == 1 or not describe(model).experts else "grouped"
     experts = own if config.experts == "auto" else config.experts
     problems = []
     if config.recompute.keep == "attention" and attention == "eager":
@@ -47,5 +47,7 @@ def choose_compute(
             "choose another --attention, or keep matmuls or nothing."
         )
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
-    problems += experts_problems(model, experts, dtype, ep=ep) + balance_problems(model, config.balance)
+    problems += experts_problems(model, experts, dtype, ep=ep if describe(model).experts else 1) + balance_problems(
+        model, config.balance
+    )
     return Compute(attention, experts, loss), problems

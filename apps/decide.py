@@ -142,7 +142,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     tokenizer = attempt(problems, read_tokenizer, name) if name else None
     compute = None
     if model and facts:
-        compute, wrong = choose_compute(config, model, device, dtype)
+        compute, wrong = choose_compute(config, model, device, dtype, ep=spec.ep if spec else 1)
         problems += wrong
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
         problems.append(

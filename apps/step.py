@@ -72,7 +72,7 @@ def accumulate_grads_(
     loads: list[dict[str, Tensor]] = []
     for inputs in micro:
         labels_Bs, real_T = inputs.pop("labels_Bs"), inputs.pop("real_T")
-        with record_routing(model) as routing:
+        with record_routing(model, logits=balance > 0) as routing:
             part = summed_loss(model, inputs, labels_Bs, impl=loss) / shares
         total += part.detach()
         if balance:
@@ -85,7 +85,16 @@ def accumulate_grads_(
     metrics = {"loss": global_sum(total), "targets": targets}
     if balance:
         metrics["balance_loss"] = global_sum(uneven)
-    return metrics, {name: global_sum(torch.stack([load[name] for load in loads]).sum(0)) for name in loads[0]}
+    return metrics, sum_loads(loads)
+
+
+def sum_loads(loads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The loads of several microbatches, of all ranks together, in one collective."""
+    if not loads[0]:
+        return {}
+    here = [torch.stack([load[name] for load in loads]).sum(0) for name in loads[0]]
+    whole = global_sum(torch.cat(here)).split([len(load_E) for load_E in here])
+    return dict(zip(loads[0], whole, strict=True))
 
 
 def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float) -> None:

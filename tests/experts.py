@@ -71,7 +71,13 @@ def make_mixture(name: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def place(model: PreTrainedModel, mesh: Mesh, recompute: RecomputeConfig | None = None) -> PreTrainedModel:
+def place(
+    model: PreTrainedModel,
+    mesh: Mesh,
+    recompute: RecomputeConfig | None = None,
+    *,
+    param_dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
     """`model` laid over `mesh`, as the app does. Donates `model`."""
     plan = plan_parallel(describe(model), mesh.spec, recompute=recompute or RecomputeConfig())
     attend = "eager" if attention_problems(model, "sdpa", "cpu", torch.float32) else "sdpa"
@@ -79,7 +85,7 @@ def place(model: PreTrainedModel, mesh: Mesh, recompute: RecomputeConfig | None 
     model = apply_ulysses(model, mesh, plan, over=map_attention)
     model = apply_ep(model, mesh, plan, over=map_experts)
     model = recompute_blocks(model, plan)
-    return shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
+    return shard_fsdp(model, mesh, plan, param_dtype=param_dtype)
 
 
 def inputs_of(mesh: Mesh, rows: Sequence[Sequence[int]] = ROWS) -> tuple[dict[str, Any], Tensor]:

@@ -13,6 +13,7 @@ from sequence import TYPES, make_config, make_kind, packed, plain_loss, worst_er
 from sequence_ranks import Counting
 from step import accumulate_grads_
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -125,7 +126,7 @@ def run_twice(name: str, config: MeshConfig) -> bool:
 
 
 def count_operators(name: str, config: MeshConfig, every: int) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Layers of experts, and what a forward and a backward pass run: reads of counts, exchanges, waits of the host."""
+    """Layers of experts, and what a forward and a backward pass run: reads of counts by the host, and exchanges."""
     reads: list[Tensor] = []
     read = ep.read_counts
     with join_world(device="cpu") as world, pytest.MonkeyPatch.context() as patch:
@@ -138,9 +139,9 @@ def count_operators(name: str, config: MeshConfig, every: int) -> tuple[int, dic
         forth = len(reads)
         with Counting() as backward:
             loss.backward()
-    kinds = {"exchanges": "c10d::alltoall_base_", "waits": "aten::_local_scalar_dense"}
-    ran = [{kind: seen.seen[op] for kind, op in kinds.items()} for seen in (forward, backward)]
-    return len(describe(model).experts), {"reads": forth, **ran[0]}, {"reads": len(reads) - forth, **ran[1]}
+    there, back = (seen.seen["c10d::alltoall_base_"] for seen in (forward, backward))
+    counted = {"reads": forth, "exchanges": there}, {"reads": len(reads) - forth, "exchanges": back}
+    return len(describe(model).experts), *counted
 
 
 def real_of(mesh: Mesh, inputs: Mapping[str, Any]) -> Tensor:
@@ -246,3 +247,23 @@ def merge_large(path: Path, target: Path, max_bytes: int) -> int:
         model = AutoModelForCausalLM.from_config(make_config(TYPES["qwen3_moe"][1] | LARGE), dtype=torch.float32)
     to_hf = hf_keys(model)
     return peak_of(lambda: merge_to_hf(path, target, to_hf=to_hf, max_bytes=max_bytes))[1]
+
+
+def count_gathers(name: str, config: MeshConfig, every: int) -> tuple[int, int]:
+    """Units of sharding, and how many of them a backward pass gathers."""
+    with join_world(device="cpu") as world:
+        mesh = new_mesh(config, world.size)
+        model = place(make_mixture(name, num_hidden_layers=5), mesh, RecomputeConfig(every))
+        inputs, labels_Bs = inputs_of(mesh)
+        loss = summed_loss(model, inputs, labels_Bs)
+        with Counting() as backward:
+            loss.backward()
+    units = sum(isinstance(module, FSDPModule) for module in model.modules())
+    return units, sum(count for op, count in backward.seen.items() if "allgather" in op)
+
+
+def loss_in_bf16(name: str, config: MeshConfig) -> float:
+    """The loss of a mixture that computes in bf16, of all ranks together."""
+    with join_world(device="cpu") as world:
+        mesh = new_mesh(config, world.size)
+        return step(place(make_mixture(name), mesh, param_dtype=torch.bfloat16), mesh)

@@ -82,6 +82,12 @@ def test_experts_that_cannot_be_spread_or_balanced_are_told_before_anything_star
         assert part in message
     message = complaint(replace(config, experts="transformers"), 2)
     assert "experts=transformers keeps all experts on every rank" in message
+    message = complaint(replace(config, experts="transformers", mesh=MeshConfig(shard=2, ep=-1)), 2)
+    assert "experts=transformers keeps all experts on every rank" in message
+    (odd / "config.json").write_text(json.dumps(fields | {"moe_intermediate_size": 36, "hidden_size": 68}))
+    message = complaint(replace(config, mesh=MeshConfig(shard=10, ep=2)), 10)
+    assert "experts of shape [72, 68] do not divide over the efsdp=5 ranks that share each" in message
+    (odd / "config.json").write_text(json.dumps(fields | {"num_experts": 3, "moe_intermediate_size": 30}))
     told = decide(replace(config, mesh=MeshConfig(shard=2)), 2).told()
     assert "experts   3, 2 a token, transformers" in told
 

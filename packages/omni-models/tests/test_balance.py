@@ -125,7 +125,7 @@ def test_a_step_of_biases_moves_tokens_from_busy_experts_to_idle_ones(family: st
 def test_what_cannot_be_balanced_is_refused_by_name() -> None:
     dense = build_model(make_config("llama"), device="meta")
     both = balance_problems(dense, BalanceConfig(loss=0.1, rate=0.1))
-    assert "transformers names none in llama" in both[0]
+    assert "needs routers beside experts, and none is found in llama" in both[0]
     assert "of which llama has none" in both[1]
     mixture = build_model(make_config("deepseek_v3"), device="meta")
     assert balance_problems(mixture, BalanceConfig(loss=0.1, rate=0.1)) == []

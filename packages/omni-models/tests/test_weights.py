@@ -161,3 +161,23 @@ def test_old_names_of_a_family_are_understood(tmp_path: Path) -> None:
     filled = fill_weights(build_model(neox, device="meta"), tmp_path)
     for (name, mine), theirs in zip(filled.named_parameters(), saved.parameters(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_what_a_model_needs_is_read_even_where_old_names_like_it_are_ignored(tmp_path: Path) -> None:
+    """gpt2 is told to ignore `attn.bias`, a mask of old checkpoints, which is part of the name of a bias it needs."""
+    gpt2 = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=4, n_positions=64, vocab_size=80)
+    saved = build_model(gpt2, seed=1)
+    saved.save_pretrained(tmp_path)
+    filled = fill_weights(build_model(gpt2, device="meta"), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(filled.parameters(), saved.parameters(), strict=True))
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    saved = build_model(make_config("mixtral"), seed=1)
+    saved.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.block_sparse_moe.gate.weight"
+    tensors[name.replace("block_sparse_moe", "mlp")] = torch.zeros_like(tensors[name])
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"are two names of one tensor: leave one out"):
+        fill_weights(build_model(make_config("mixtral"), device="meta"), tmp_path)

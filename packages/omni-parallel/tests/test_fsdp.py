@@ -35,8 +35,7 @@ def test_compute_is_in_the_dtype_asked_for(mesh: Mesh) -> None:
     assert out.dtype == torch.bfloat16
 
 
-def test_an_expert_that_does_not_divide_is_refused_and_any_dim_that_divides_will_do() -> None:
-    assert cut_expert("experts", 2, nn.Parameter(torch.empty(3, 4, 6))) == Shard(2)
-    assert cut_expert("experts", 2, nn.Parameter(torch.empty(3, 4, 5))) == Shard(1)
-    with pytest.raises(ValueError, match=r"mlp.experts: experts of shape \[3, 5\] do not divide over the 2 ranks"):
-        cut_expert("mlp.experts", 2, nn.Parameter(torch.empty(4, 3, 5)))
+def test_experts_are_cut_along_the_last_dim_that_divides_and_never_along_the_first() -> None:
+    assert cut_expert(2, nn.Parameter(torch.empty(4, 4, 6))) == Shard(2)
+    assert cut_expert(2, nn.Parameter(torch.empty(4, 4, 5))) == Shard(1)
+    assert cut_expert(2, nn.Parameter(torch.empty(4, 6))) == Shard(1)

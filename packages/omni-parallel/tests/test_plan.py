@@ -17,7 +17,7 @@ class Facts:
     rotaries: tuple[str, ...] = ()
     unsplittable: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
-    num_experts: int = 0
+    expert_shapes: tuple[tuple[int, ...], ...] = ()
     unspreadable: tuple[str, ...] = ()
 
 
@@ -66,7 +66,7 @@ def test_any_number_of_heads_can_be_cut_by_sequence_ranks() -> None:
     assert (plan.decoder, plan.rotaries, plan.sp_chunks) == ("model", ("model.rotary_emb",), 1)
 
 
-EXPERTS = Facts(experts=("layers.1.experts", "layers.3.experts"), num_experts=6)
+EXPERTS = Facts(experts=("layers.1.experts", "layers.3.experts"), expert_shapes=((6, 8, 4), (6, 8)))
 
 
 def test_experts_are_spread_only_over_expert_ranks() -> None:
@@ -74,11 +74,24 @@ def test_experts_are_spread_only_over_expert_ranks() -> None:
     assert plan_parallel(EXPERTS, MeshSpec(shard=2, ep=2)).experts == EXPERTS.experts
 
 
+def test_experts_that_their_ranks_cannot_share_evenly_are_refused() -> None:
+    facts = replace(EXPERTS, expert_shapes=((6, 10, 4), (6, 9), (6, 5, 7)))
+    with pytest.raises(ValueError) as problem:
+        plan_parallel(facts, MeshSpec(shard=4, ep=2))
+    assert "experts of shape [9] do not divide over the efsdp=2 ranks" in str(problem.value)
+    assert "experts of shape [5, 7] do not divide" in str(problem.value)
+    assert "[10, 4]" not in str(problem.value)
+    assert plan_parallel(facts, MeshSpec(shard=2, ep=2)).experts == EXPERTS.experts
+
+
 @pytest.mark.parametrize(
     ("facts", "told"),
     [
         (Facts(), "ep=2, but the model has no experts to spread: leave ep at 1"),
-        (replace(EXPERTS, num_experts=9), "ep=2 does not divide the 9 experts: choose ep among 1, 3, 9"),
+        (
+            replace(EXPERTS, expert_shapes=((6, 8), (9, 8))),
+            "ep=2 does not divide the 9 experts: choose ep among 1, 3, 9",
+        ),
         (
             replace(EXPERTS, unspreadable=("LoopExperts does not call the interface",)),
             "ep=2 cannot spread experts: LoopExperts does not call the interface. Leave ep at 1, shard instead.",

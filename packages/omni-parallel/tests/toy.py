@@ -30,7 +30,7 @@ class Toy(nn.Module):
     rotaries = ()
     unsplittable = ()
     experts = ()
-    num_experts = 0
+    expert_shapes = ()
     unspreadable = ()
 
     def __init__(self, width: int = 7) -> None:

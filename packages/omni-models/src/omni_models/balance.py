@@ -5,9 +5,8 @@ tokens of every rank: where a batch is cut changes nothing. The biases are those
 section 2.1.2): each step raises the bias of experts that had too little to do and lowers that of the others. Biases are
 values; a model holds a copy, which its checkpoint keeps.
 
-Private names used here, with the reason: `_can_record_outputs` is where transformers says which module of a type gives
-the logits of its router; `e_score_correction_bias` is what its models call the biases. `tests/test_balance.py` fails if
-one moves.
+Names of transformers' models relied on here: routers are called `gate` or `router` beside their experts, and their
+biases `e_score_correction_bias`. `tests/test_balance.py` fails if one moves.
 
 Dimensions: T tokens, K experts a token, E experts.
 """
@@ -47,7 +46,7 @@ class Routing:
     """What a forward pass chose, layer by layer."""
 
     logits: dict[str, Tensor] = field(default_factory=dict)
-    """Of each router, by its name, (T, E)."""
+    """Of each router, by the name of its experts, (T, E)."""
     chosen: dict[str, Tensor] = field(default_factory=dict)
     """The experts of each token, by the name of the experts, (T, K) int64."""
     num_experts: dict[str, int] = field(default_factory=dict)
@@ -55,10 +54,14 @@ class Routing:
 
 
 @contextmanager
-def record_routing(model: PreTrainedModel) -> Iterator[Routing]:
+def record_routing(model: PreTrainedModel, *, logits: bool = True) -> Iterator[Routing]:
     """While open, forward passes of `model` leave in the `Routing` what they choose. Recomputation leaves nothing.
 
-    Experts without transformers' interface, and routers that transformers does not name, are left out.
+    Experts without transformers' interface are left out, and so are routers that are not called `gate` or `router`.
+
+    Args:
+        model: of any kind of transformers.
+        logits: keep those of routers too, with their history, until the next forward pass.
     """
     routing = Routing()
     handles = [
@@ -67,8 +70,8 @@ def record_routing(model: PreTrainedModel) -> Iterator[Routing]:
         if is_experts(module)
     ]
     handles += [
-        module.register_forward_hook(partial(_note_logits, routing.logits, name, index))
-        for name, (module, index) in _routers(model).items()
+        router.register_forward_hook(partial(_note_logits, routing.logits, name, _count(model, name)))
+        for name, router in (_routers(model) if logits else {}).items()
     ]
     try:
         yield routing
@@ -177,7 +180,7 @@ def balance_problems(model: PreTrainedModel, config: BalanceConfig) -> list[str]
         (config.rate < 0, f"balance rate={config.rate}: must be at least 0."),
         (
             weight > 0 and not _routers(model),
-            f"balance loss={weight} needs the logits of routers, and transformers names none in {name}: leave it at 0.",
+            f"balance loss={weight} needs routers beside experts, and none is found in {name}: leave it at 0.",
         ),
         (
             config.rate > 0 and not _bias_tensors(model),
@@ -199,27 +202,29 @@ def _bias_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _routers(model: PreTrainedModel) -> dict[str, tuple[nn.Module, int]]:
-    """The routers of `model` by name, and where in what they return the logits are."""
-    kinds = {}
-    for inner in model.modules():
-        recorded = getattr(inner, "_can_record_outputs", None) if isinstance(inner, PreTrainedModel) else None
-        entry = (recorded or {}).get("router_logits")
-        for recorder in entry if isinstance(entry, (list, tuple)) else [entry]:
-            if isinstance(kind := getattr(recorder, "target_class", None), type):
-                kinds[kind] = recorder.index
-    return {
-        name: (module, next(index for kind, index in kinds.items() if isinstance(module, kind)))
-        for name, module in model.named_modules()
-        if isinstance(module, tuple(kinds))
-    }
+def _routers(model: nn.Module) -> dict[str, nn.Module]:
+    """The router beside each experts module, by the name of the experts."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if is_experts(module):
+            layer = model.get_submodule(name.rpartition(".")[0])
+            beside = (getattr(layer, key, None) for key in ("gate", "router"))
+            found |= {name: router for router in beside if isinstance(router, nn.Module)}  # noqa: B035 There is one.
+    return found
 
 
 def _note_chosen(routing: Routing, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     routing.chosen[name] = args[1] if len(args) > 1 else kwargs["top_k_index"]
-    routing.num_experts[name] = module.num_experts  # pyright: ignore[reportArgumentType]
+    routing.num_experts[name] = _count(module, "")
 
 
-def _note_logits(logits: dict[str, Tensor], name: str, index: int, *called: Any) -> None:
+def _note_logits(logits: dict[str, Tensor], name: str, num_experts: int, *called: Any) -> None:
+    """Of what a router gives, the logits are the first that have a number for each expert."""
     *_, output = called
-    logits[name] = output[index] if isinstance(output, tuple) else output
+    given = output if isinstance(output, tuple) else (output,)
+    fits = [x for x in given if isinstance(x, Tensor) and x.is_floating_point() and x.shape[-1] == num_experts]
+    logits[name] = fits[0].flatten(0, -2)
+
+
+def _count(model: nn.Module, name: str) -> int:
+    return model.get_submodule(name).num_experts  # pyright: ignore[reportReturnType]

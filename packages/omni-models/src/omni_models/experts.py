@@ -4,7 +4,11 @@ summed back onto their tokens in a fixed order.
 Whatever a mixture of experts does before and after its experts (routing, groups of experts, scaling, shared experts)
 stays in its modeling file. What is swapped is the function behind transformers' experts interface, which is given each
 token's experts and their weights. No host synchronisation, no mask of (tokens, experts), no loop over experts, and no
-sum whose order depends on timing: two runs give the same bits.
+sum whose order depends on timing: two runs give the same bits. (torch's grouped product itself loops, and waits, where
+it has no kernel: on GPUs, for other than bf16 on Hopper and Blackwell.)
+
+`_apply_gate` is what transformers' decorator leaves on a module as the activation of its experts, and private;
+`tests/test_experts.py` fails if it moves.
 
 Dimensions: T tokens, K experts a token, R = T * K rows (a row is a token at one of its experts), E experts, H hidden
 size, F width of an expert.
@@ -69,25 +73,26 @@ def grouped_experts(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Ten
     return module.post_expert_norm(out_RH) if _flag(module, "has_post_expert_norm") else out_RH  # pyright: ignore[reportCallIssue]
 
 
-def compute_experts(module: nn.Module, x: Tensor, expert_TK: Tensor, weights: Tensor) -> Tensor:
-    """What transformers' experts interface asks for, by the function that `module` holds: the shape and dtype of `x`.
+def compute_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """What transformers' experts interface asks for, by the function that `module` holds.
 
     Args:
         module: an experts module, with its function (see `omni_models.use_experts`).
-        x: (T, H), or any shape of T tokens.
-        expert_TK: int64, the experts of each token.
-        weights: of each choice, (T, K), or of every expert, (T, E).
+        hidden_states: (T, H), or any shape of T tokens; what comes back has its shape and dtype.
+        top_k_index: int64, the experts of each token, (T, K).
+        top_k_weights: of each choice, (T, K), or of every expert, (T, E).
     """
     compute = getattr(module, COMPUTE, None)
     if compute is None:
         raise ValueError(f"{type(module).__name__} calls its experts but was not found by use_experts.")
+    x_TH, expert_TK, weights = (x.flatten(0, -2) for x in (hidden_states, top_k_index, top_k_weights))
     weights_TK = weights if weights.shape == expert_TK.shape else weights.gather(-1, expert_TK)
-    x_TH, routes = x.flatten(0, -2), sort_choices(expert_TK, module.num_experts)  # pyright: ignore[reportArgumentType]
-    rows_RH = _Spread.apply(x_TH, routes)
-    out_RH = compute(module, rows_RH, routes.counts_E)
+    routes = sort_choices(expert_TK, module.num_experts)  # pyright: ignore[reportArgumentType]
+    out_RH = compute(module, _Spread.apply(x_TH, routes), routes.counts_E)
     out_TH: Any = _Collect.apply(out_RH, weights_TK, routes)
+    out_TH = out_TH.to(hidden_states.dtype)
     # A view would lose the hooks of sharding if its caller adds to it in place.
-    return out_TH.to(x.dtype) if x.ndim == 2 else out_TH.to(x.dtype).view(x.shape).clone()
+    return out_TH if hidden_states.ndim == 2 else out_TH.view(hidden_states.shape).clone()
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype) -> str:
@@ -106,6 +111,11 @@ def experts_problems(model: PreTrainedModel, compute: str, dtype: torch.dtype, *
     """
     if compute == "transformers":
         return [f"experts=transformers keeps all experts on every rank: use grouped with ep={ep}."] if ep > 1 else []
+    if not any(is_experts(module) for module in model.modules()):
+        return [
+            f"{model.config.model_type} calls no experts interface of transformers, so experts=grouped has no way to "
+            "its experts, if it has any: use transformers."
+        ]
     step = 16 // dtype.itemsize
     if odd := sorted({size for m in model.modules() if is_experts(m) for size in _widths(m) if size % step}):
         return [

@@ -20,6 +20,8 @@ class ModelFacts:
     """Names of the repeated blocks, in the order of the forward pass."""
     experts: tuple[str, ...]
     """Names of the modules that hold the weights of many experts."""
+    expert_shapes: tuple[tuple[int, ...], ...]
+    """Shapes of the parameters in those modules, each once; their first dim is that of the experts."""
     unspreadable: tuple[str, ...]
     """Why experts cannot be spread over ranks, in words; empty if they can, or if there are none."""
     decoder: str
@@ -61,19 +63,23 @@ def describe(model: PreTrainedModel) -> ModelFacts:
             f"{model.config.model_type} has no attention heads; models without attention are not built yet."
         )
     experts = tuple(name for name, module in model.named_modules() if _holds_experts(module))
-    num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+    banks = [model.get_submodule(name) for name in experts]
+    # What a module says of itself comes before what a configuration may call otherwise.
+    known = next((bank.num_experts for bank in banks if isinstance(getattr(bank, "num_experts", None), int)), 0)
+    num_experts = known or _first(config, "num_experts", "num_local_experts", "n_routed_experts")
     chosen = _first(config, "num_experts_per_tok", "top_k_experts", "moe_topk")
     total = _count(model.parameters())
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
-    in_experts = sum(_count(model.get_submodule(name).parameters()) for name in experts)
+    in_experts = sum(_count(bank.parameters()) for bank in banks)
     idle = in_experts * (num_experts - chosen) // num_experts if num_experts else 0
     return ModelFacts(
         model_type=model.config.model_type,
         blocks=block_names(model),
         experts=experts,
-        unspreadable=expert_problems([model.get_submodule(name) for name in experts]),
+        expert_shapes=tuple(dict.fromkeys(tuple(p.shape) for bank in banks for p in bank.parameters(recurse=False))),
+        unspreadable=expert_problems(banks),
         decoder=decoder_name(model),
         rotaries=length_dependent_rotaries(model),
         unsplittable=row_problems(model, model.get_submodule(decoder_name(model))),

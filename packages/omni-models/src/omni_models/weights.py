@@ -102,7 +102,8 @@ def plan_reads(
     bare = prefix and not any(name.startswith(prefix) for name in stored)
     reads = {name: name.removeprefix(prefix) if bare and name not in stored else name for name in wanted}
     missing = [name for name, key in reads.items() if key not in stored]
-    extra = [key for key in stored if key not in reads.values() and key not in optional]
+    wanted_keys = frozenset(reads.values())
+    extra = [key for key in stored if key not in wanted_keys and key not in optional]
     shapes = [
         f"{name}: stored {list(stored[key])}, wanted {list(wanted[name])}"
         for name, key in reads.items()
@@ -129,20 +130,26 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
         ValueError: if there is no such source, or if its tensors are not those of this model (all of them listed).
     """
     directory = Path(source) if Path(source).is_dir() else _download(str(source))
-    name_of, ignored = canonical(model), model._keys_to_ignore_on_load_unexpected or ()
-    stored = {
-        name_of(key): found
-        for key, found in stored_tensors(directory).items()
-        if not any(re.search(pattern, key) for pattern in ignored)
-    }
-    shapes = {name: found.shape for name, found in stored.items()}
-    prefix = f"{model.base_model_prefix}."
+    name_of, prefix = canonical(model), f"{model.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in loadable(model).items()}
+    stored: dict[str, Stored] = {}
+    for key, found in stored_tensors(directory).items():
+        if (name := name_of(key)) in stored:
+            raise ValueError(f"{directory}: {key} and {stored[name].key} are two names of one tensor: leave one out.")
+        stored[name] = found
+    shapes = {name: found.shape for name, found in stored.items()}
     pieces = find_pieces(model, wanted, stored=shapes | {f"{prefix}{name}": shape for name, shape in shapes.items()})
+    needed = {name_of(piece.name): piece.shape for parts in pieces.values() for piece in parts}
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    shapes = {
+        name: shape
+        for name, shape in shapes.items()
+        if name in needed or not any(re.search(pattern, stored[name].key) for pattern in ignored)
+    }
     tied = model.all_tied_weights_keys
     try:
         reads = plan_reads(
-            {name_of(piece.name): piece.shape for parts in pieces.values() for piece in parts},
+            needed,
             shapes,
             optional=frozenset(tied) | frozenset(tied.values()),
             prefix=prefix,

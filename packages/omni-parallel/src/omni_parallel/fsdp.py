@@ -5,6 +5,7 @@ sharding where the mesh has replicas. Gradients are summed, never averaged: the 
 of targets of the whole world, so the sum is the exact gradient however the batch was cut.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ def shard_fsdp(
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
     Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them. Experts
-    that `apply_ep` has spread are units of their own, on the experts view.
+    that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they come in.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
@@ -38,21 +39,21 @@ def shard_fsdp(
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
         reduce_dtype: dtype in which gradients are summed over ranks.
-
-    Raises:
-        ValueError: if the shape of an expert does not divide over efsdp.
     """
     dense = mesh.params["replicate", "fsdp"] if mesh.spec.replicate > 1 else mesh.params["fsdp"]
     sparse = mesh.experts["replicate", "efsdp"] if mesh.spec.replicate > 1 else mesh.experts["efsdp"]
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
-    wrap = partial(fully_shard, mp_policy=policy, reshard_after_forward=plan.reshard_after_forward)
+    # Inside a block what comes is in the dtype that the model wants: the weights of choices may be wider than the rest.
+    as_it_comes = replace(policy, cast_forward_inputs=False)
+    wrap = partial(fully_shard, reshard_after_forward=plan.reshard_after_forward)
     units = unit_order(plan.blocks, plan.experts)
     for name in (*plan.experts, *plan.blocks, ""):
         unit = model.get_submodule(name)
         if name in plan.experts:
-            wrap(unit, mesh=sparse, shard_placement_fn=partial(cut_expert, name, mesh.spec.efsdp))
+            placement = partial(cut_expert, mesh.spec.efsdp)
+            wrap(unit, mesh=sparse, mp_policy=as_it_comes, shard_placement_fn=placement)
         else:
-            wrap(unit, mesh=dense)
+            wrap(unit, mesh=dense, mp_policy=policy)
         assert isinstance(unit, FSDPModule)
         # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
         unit.set_gradient_divide_factor(1.0)
@@ -71,29 +72,23 @@ def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[s
     return [[block, *(name for name in experts if name.startswith(f"{block}."))] for block in blocks]
 
 
-def cut_expert(name: str, ranks: int, param: nn.Parameter) -> Shard:
+def cut_expert(ranks: int, param: nn.Parameter) -> Shard:
     """Along which dim the ranks of efsdp share a parameter of experts that are spread over ep along the first.
 
     Along another dim than the first each rank's part is a plain block of the whole, which any reader of checkpoints
-    understands; torch cuts it evenly only.
+    understands; torch cuts it evenly only, and `plan_parallel` has seen to it that one of them can be.
     """
-    fits = [dim for dim in range(1, param.ndim) if param.shape[dim] % ranks == 0]
-    if not fits:
-        raise ValueError(
-            f"{name}: experts of shape {list(param.shape[1:])} do not divide over the {ranks} ranks that share each "
-            "(efsdp = shard x cp x sp x tp / ep): choose ep or shard so that one of these sizes does."
-        )
-    return Shard(fits[-1])
+    return Shard(max(dim for dim in range(1, param.ndim) if param.shape[dim] % ranks == 0))
 
 
 def _prefetch(blocks: list[list[nn.Module]], depth: int) -> None:
     """Gather what the next `depth` blocks need while one computes, in the order of the forward pass and its reverse.
 
-    Backward, too, a block is asked for before the experts in it.
+    Backward, too, a block is asked for before the experts in it. Experts ask for nothing forward: where a block is
+    recomputed their forward pass runs in the backward pass, and would gather the block after, which is done with.
     """
-    for i, units in enumerate(blocks):
-        ahead = [unit for names in blocks[i + 1 : i + 1 + depth] for unit in names]
-        behind = [unit for names in blocks[max(0, i - depth) : i][::-1] for unit in names]
-        for j, unit in enumerate(units):
-            unit.set_modules_to_forward_prefetch([*units[j + 1 :], *ahead])  # pyright: ignore[reportCallIssue]
-            unit.set_modules_to_backward_prefetch([*units[j + 1 :], *behind])  # pyright: ignore[reportCallIssue]
+    for i, (block, *experts) in enumerate(blocks):
+        ahead = [unit for units in blocks[i + 1 : i + 1 + depth] for unit in units]
+        behind = [unit for units in blocks[max(0, i - depth) : i][::-1] for unit in units]
+        block.set_modules_to_forward_prefetch([*experts, *ahead])  # pyright: ignore[reportCallIssue]
+        block.set_modules_to_backward_prefetch([*experts, *behind])  # pyright: ignore[reportCallIssue]

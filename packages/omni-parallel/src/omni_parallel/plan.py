@@ -52,8 +52,8 @@ class ModelFacts(Protocol):
         ...
 
     @property
-    def num_experts(self) -> int:
-        """Experts of each of those modules; 0 if there are none."""
+    def expert_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters in those modules, each once; their first dim is that of the experts."""
         ...
 
     @property
@@ -138,7 +138,7 @@ def plan_parallel(
     >>> from omni_mesh import MeshConfig, resolve_mesh
     >>> facts = SimpleNamespace(
     ...     blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2,
-    ...     decoder="", rotaries=(), unsplittable=(), experts=(), num_experts=0, unspreadable=())
+    ...     decoder="", rotaries=(), unsplittable=(), experts=(), expert_shapes=(), unspreadable=())
     >>> plan_parallel(facts, resolve_mesh(MeshConfig(), 2), recompute=RecomputeConfig(every=2)).recompute
     ('layers.0', 'layers.2')
     """
@@ -186,11 +186,17 @@ def plan_parallel(
 
 def _spread_problems(facts: ModelFacts, spec: MeshSpec) -> list[str]:
     """Why the experts of such a model cannot be spread over the expert ranks of `spec`."""
-    ep, experts = spec.ep, facts.num_experts
+    ep, efsdp = spec.ep, spec.efsdp
     if not facts.experts:
         return [f"ep={ep}, but the model has no experts to spread: leave ep at 1."]
     problems = [f"ep={ep} cannot spread experts: {why}. Leave ep at 1, shard instead." for why in facts.unspreadable]
-    if experts % ep:
+    for experts in sorted({shape[0] for shape in facts.expert_shapes if shape[0] % ep}):
         fits = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0)
         problems.append(f"ep={ep} does not divide the {experts} experts: choose ep among {fits}.")
+    problems += [
+        f"experts of shape {list(shape[1:])} do not divide over the efsdp={efsdp} ranks that share each (shard x cp x "
+        "sp x tp / ep): choose ep or shard so that one of these sizes does."
+        for shape in facts.expert_shapes
+        if all(size % efsdp for size in shape[1:])
+    ]
     return problems
