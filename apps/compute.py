@@ -37,8 +37,9 @@ def choose_compute(
     """What computes `model`, where `config` leaves it open the fastest that is exact; and what is wrong, in words."""
     attention = choose_attention(model, device, dtype) if config.attention == "auto" else config.attention
     loss = choose_loss(model) if config.loss == "auto" else config.loss
+    facts = describe(model)
     # Spread experts are grouped; if they cannot be, that is told. Whether there are any is told by the plan.
-    own = choose_experts(model, dtype) if ep == 1 or not describe(model).experts else "grouped"
+    own = choose_experts(model, dtype) if ep == 1 or not facts.experts else "grouped"
     experts = own if config.experts == "auto" else config.experts
     problems = []
     if config.recompute.keep == "attention" and attention == "eager":
@@ -47,7 +48,11 @@ def choose_compute(
             "choose another --attention, or keep matmuls or nothing."
         )
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
-    problems += experts_problems(model, experts, dtype, ep=ep if describe(model).experts else 1) + balance_problems(
-        model, config.balance
-    )
+    problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
+    problems += balance_problems(model, config.balance)
+    if facts.experts and facts.experts_per_token > facts.num_experts:
+        problems.append(
+            f"num_experts_per_tok={facts.experts_per_token} chooses more experts than the {facts.num_experts} there "
+            "are: lower it in the configuration."
+        )
     return Compute(attention, experts, loss), problems

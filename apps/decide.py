@@ -61,6 +61,8 @@ class Decision:
     """What computes it, by name."""
     balance: float
     """Weight of the balance loss."""
+    rate: float
+    """What a step moves the biases of routers by."""
     kernels: tuple[str, ...]
     keep: str
     """What recomputed blocks keep all the same."""
@@ -102,6 +104,7 @@ class Decision:
         ep = self.spec.ep
         spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""
         evened = f", balance loss times {self.balance:g}" if self.balance else ""
+        evened += f", biases moved by {self.rate:g}" if self.rate else ""
         how = f"{self.facts.experts_per_token} a token, {self.compute.experts}"
         return f"{self.facts.num_experts}, {how}{spread}{evened}"
 
@@ -189,6 +192,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         dtype=dtype,
         compute=compute,
         balance=asked_loss(model, config.balance),
+        rate=config.balance.rate,
         kernels=() if config.kernels == "none" or kernel_problems(device) else fitting_kernels(model),
         keep=config.recompute.keep,
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",

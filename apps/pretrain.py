@@ -102,7 +102,7 @@ def main(config: Config) -> None:
             metrics["grad_norm"] = clip_grads_(model, config.optim.max_norm)
             lr = run.schedule(state.step)
             state = update(state, run.schedule)
-            rebalance_(model, loads, config.balance.rate)
+            rebalance_(model, loads, run.rate)
 
             # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}

@@ -52,9 +52,9 @@ class Config:
     """Of compute; the master weights, gradients and moments are float32. auto: bfloat16 on GPUs, float32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
-    experts: Literal["auto", "grouped", "transformers"] = "auto"
-    """How experts are computed: by grouped matrix products over rows sorted by expert, or as transformers does. auto:
-    grouped wherever the widths of the experts allow it."""
+    experts: Literal["auto", "grouped", "eager"] = "auto"
+    """How experts are computed: by grouped matrix products over rows sorted by expert, or by the model's own loop over
+    experts. auto: grouped wherever the model and the widths of its experts allow it."""
     kernels: Literal["auto", "none"] = "auto"
     """Fused kernels for norms, gated activations and rotary positions. auto: where they are proven to fit this model,
     on GPUs, if Liger is installed."""

@@ -85,9 +85,10 @@ def progress_line(row: Row, steps: int, pace: float) -> str:
         pace: seconds a step has taken on average, from which the time left is told.
     """
     step = int(row["step"])
+    busiest = f"busiest expert {row['expert_load_max']:.1f}x  " if "expert_load_max" in row else ""
     return (
         f"step {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  norm {row['grad_norm']:7.3f}  "
-        f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  "
+        f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  {busiest}"
         f"eta {clock((steps - step) * pace)}"
     )
 

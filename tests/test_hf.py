@@ -61,6 +61,7 @@ def test_a_merged_run_loads_in_plain_transformers_and_generates(
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert plain.dtype == torch.float32
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [type(plain).__name__]
 
     ours = build_model(read_config(model))
     tree = {name: param for name, param in ours.named_parameters()}

@@ -70,26 +70,28 @@ def test_a_mesh_that_cannot_be_is_refused(mesh: MeshConfig, ranks: int, parts: l
 def test_experts_that_cannot_be_spread_or_balanced_are_told_before_anything_starts(tmp_path: Path) -> None:
     odd = Path(write_family("qwen3_moe", tmp_path))
     fields = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps(fields | {"num_experts": 3, "moe_intermediate_size": 30}))
+    few = fields | {"num_experts": 3, "moe_intermediate_size": 30}
+    (odd / "config.json").write_text(json.dumps(few | {"num_experts_per_tok": 5}))
     config = replace(SMALL, model=str(odd), tokenizer="bytes", mesh=MeshConfig(shard=2, ep=2))
     message = complaint(replace(config, balance=BalanceConfig(loss=-1, rate=0.1)), 2)
     for part in (
         "ep=2 does not divide the 3 experts: choose ep among 1, 3",
         "have a width of 30: grouped matrix products in torch.float32 need multiples of 4",
-        "balance loss=-1: must be at least 0",
+        "balance loss=-1: must be a number of at least 0",
         "balance rate=0.1 moves biases of routers, of which qwen3_moe has none: use balance.loss",
+        "num_experts_per_tok=5 chooses more experts than the 3 there are: lower it",
     ):
         assert part in message
-    message = complaint(replace(config, experts="transformers"), 2)
-    assert "experts=transformers keeps all experts on every rank" in message
-    message = complaint(replace(config, experts="transformers", mesh=MeshConfig(shard=2, ep=-1)), 2)
-    assert "experts=transformers keeps all experts on every rank" in message
+    message = complaint(replace(config, experts="eager"), 2)
+    assert "experts=eager keeps all experts on every rank" in message
+    message = complaint(replace(config, experts="eager", mesh=MeshConfig(shard=2, ep=-1)), 2)
+    assert "experts=eager keeps all experts on every rank" in message
     (odd / "config.json").write_text(json.dumps(fields | {"moe_intermediate_size": 36, "hidden_size": 68}))
     message = complaint(replace(config, mesh=MeshConfig(shard=10, ep=2)), 10)
     assert "experts of shape [72, 68] do not divide over the efsdp=5 ranks that share each" in message
-    (odd / "config.json").write_text(json.dumps(fields | {"num_experts": 3, "moe_intermediate_size": 30}))
+    (odd / "config.json").write_text(json.dumps(few))
     told = decide(replace(config, mesh=MeshConfig(shard=2)), 2).told()
-    assert "experts   3, 2 a token, transformers" in told
+    assert "experts   3, 2 a token, eager" in told
 
 
 def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:

@@ -137,11 +137,15 @@ def test_what_cannot_be_balanced_is_refused_by_name() -> None:
     dense = build_model(make_config("llama"), device="meta")
     both = balance_problems(dense, BalanceConfig(loss=0.1, rate=0.1))
     assert "needs routers beside experts, and none is found in llama" in both[0]
-    assert "of which llama has none" in both[1]
+    assert "of which llama has none: leave it at 0" in both[1]
     mixture = build_model(make_config("deepseek_v3"), device="meta")
     assert balance_problems(mixture, BalanceConfig(loss=0.1, rate=0.1)) == []
     below = balance_problems(mixture, BalanceConfig(loss=-1.0, rate=-2.0))
-    assert below == ["balance loss=-1.0: must be at least 0.", "balance rate=-2.0: must be at least 0."]
+    assert below == [
+        "balance loss=-1.0: must be a number of at least 0.",
+        "balance rate=-2.0: must be a number of at least 0.",
+    ]
+    assert len(balance_problems(mixture, BalanceConfig(loss=float("nan"), rate=float("inf")))) == 2
 
 
 def test_left_out_the_loss_is_what_the_configuration_asks_for() -> None:

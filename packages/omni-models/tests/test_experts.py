@@ -263,23 +263,26 @@ def test_misuse_is_told_by_name() -> None:
     model = build_model(make_config("qwen3_moe"), device="meta")
     with pytest.raises(ValueError, match="apply use_experts to this Qwen3MoeForCausalLM before mapping"):
         map_experts(model, describe(model).experts, lambda f: f)
-    with pytest.raises(ValueError, match="there are no experts 'loop'; there are grouped and transformers"):
+    with pytest.raises(ValueError, match="there are no experts 'loop'; there are grouped and eager"):
         use_experts(model, "loop")
     experts = next(module for module in model.modules() if is_experts(module))
     with pytest.raises(ValueError, match="calls its experts but was not found by use_experts"):
         compute_experts(experts, *inputs())
-    assert use_experts(model, "transformers") is model
+    model = use_experts(model, "eager")
+    assert experts.config._experts_implementation == "eager"
     assert all(not hasattr(module, "omni_experts") for module in model.modules())
 
 
-def test_widths_that_grouped_products_cannot_take_are_left_to_transformers() -> None:
+def test_widths_that_grouped_products_cannot_take_are_left_to_the_loop_of_the_model() -> None:
+    small = use_experts(build_model(make_config("qwen3_moe", moe_intermediate_size=7)), "eager")
+    assert small(input_ids=torch.arange(2, 10)[None], use_cache=False).logits.isfinite().all()
     odd = build_model(make_config("qwen3_moe", moe_intermediate_size=6), device="meta")
-    assert choose_experts(odd, torch.float32) == "transformers"
+    assert choose_experts(odd, torch.float32) == "eager"
     message = experts_problems(odd, "grouped", torch.float32, ep=2)[0]
     assert "have a width of 6: grouped matrix products in torch.float32 need multiples of 4" in message
-    assert "ep=2" in experts_problems(odd, "transformers", torch.float32, ep=2)[0]
+    assert "ep=2" in experts_problems(odd, "eager", torch.float32, ep=2)[0]
     even = build_model(make_config("qwen3_moe"), device="meta")
     assert choose_experts(even, torch.bfloat16) == "grouped"
     dense = build_model(make_config("llama"), device="meta")
-    assert choose_experts(dense, torch.float32) == "transformers"
+    assert choose_experts(dense, torch.float32) == "eager"
     assert "llama calls no experts interface" in experts_problems(dense, "grouped", torch.float32)[0]

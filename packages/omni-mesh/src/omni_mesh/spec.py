@@ -42,7 +42,7 @@ class MeshConfig:
     tp: int = 1
     """Tensor parallel size: each weight matrix is cut this many ways."""
     ep: int = 1
-    """Expert parallel size: experts are spread this many ways over the ranks of shard x cp x sp x tp. Adds no ranks."""
+    """Expert parallel size: experts are spread this many ways over the ranks of shard x cp x sp x tp, borrowed."""
 
 
 @dataclass(frozen=True, slots=True)

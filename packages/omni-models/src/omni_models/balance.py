@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -176,15 +177,16 @@ def balance_problems(model: PreTrainedModel, config: BalanceConfig) -> list[str]
     """Why the experts of `model` cannot be kept busy as `config` asks, in words. Pure."""
     name, weight = model.config.model_type, asked_loss(model, config)
     rules = [
-        (weight < 0, f"balance loss={weight}: must be at least 0."),
-        (config.rate < 0, f"balance rate={config.rate}: must be at least 0."),
+        (not 0 <= weight < inf, f"balance loss={weight}: must be a number of at least 0."),
+        (not 0 <= config.rate < inf, f"balance rate={config.rate}: must be a number of at least 0."),
         (
             weight > 0 and not _routers(model),
             f"balance loss={weight} needs routers beside experts, and none is found in {name}: leave it at 0.",
         ),
         (
             config.rate > 0 and not _bias_tensors(model),
-            f"balance rate={config.rate} moves biases of routers, of which {name} has none: use balance.loss.",
+            f"balance rate={config.rate} moves biases of routers, of which {name} has none: "
+            f"{'use balance.loss' if _routers(model) else 'leave it at 0'}.",
         ),
     ]
     return [problem for holds, problem in rules if holds]

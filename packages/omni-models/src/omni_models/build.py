@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -87,7 +88,8 @@ def save_config(model: PreTrainedModel, directory: Path, *, eos_id: int | None =
         eos_id: the token that ends a text, for generation; None keeps that of the configuration.
     """
     config = type(model.config).from_dict(model.config.to_dict())
-    config.architectures = [type(model).__name__]
+    # FSDP2 derives the class of what it shards; what is told is the one of transformers.
+    config.architectures = [next(c.__name__ for c in type(model).__mro__ if not issubclass(c, FSDPModule))]
     config.use_cache = True
     if eos_id is not None:
         config.eos_token_id = eos_id

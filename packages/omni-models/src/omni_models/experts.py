@@ -96,8 +96,8 @@ def compute_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tenso
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """The fastest way to this model's experts in this dtype: "grouped", or "transformers" where it cannot be. Pure."""
-    return "transformers" if experts_problems(model, "grouped", dtype) else "grouped"
+    """The fastest way to this model's experts in this dtype: "grouped", or "eager" where it cannot be. Pure."""
+    return "eager" if experts_problems(model, "grouped", dtype) else "grouped"
 
 
 def experts_problems(model: PreTrainedModel, compute: str, dtype: torch.dtype, *, ep: int = 1) -> list[str]:
@@ -105,22 +105,22 @@ def experts_problems(model: PreTrainedModel, compute: str, dtype: torch.dtype, *
 
     Args:
         model: of any kind of transformers.
-        compute: "grouped" or "transformers".
+        compute: "grouped" or "eager".
         dtype: of compute.
         ep: ranks that experts are spread over.
     """
-    if compute == "transformers":
-        return [f"experts=transformers keeps all experts on every rank: use grouped with ep={ep}."] if ep > 1 else []
+    if compute == "eager":
+        return [f"experts=eager keeps all experts on every rank: use grouped with ep={ep}."] if ep > 1 else []
     if not any(is_experts(module) for module in model.modules()):
         return [
             f"{model.config.model_type} calls no experts interface of transformers, so experts=grouped has no way to "
-            "its experts, if it has any: use transformers."
+            "its experts, if it has any: use eager, or leave it out."
         ]
     step = 16 // dtype.itemsize
     if odd := sorted({size for m in model.modules() if is_experts(m) for size in _widths(m) if size % step}):
         return [
             f"experts of {model.config.model_type} have a width of {', '.join(map(str, odd))}: grouped matrix products "
-            f"in {dtype} need multiples of {step}. Leave them to transformers (experts=transformers), with ep=1."
+            f"in {dtype} need multiples of {step}. Leave them to the model's own loop (experts=eager), with ep=1."
         ]
     return []
 

@@ -88,25 +88,23 @@ def use_experts(model: M, compute: str | ExpertsFn = "grouped") -> M:
 
     Args:
         model: any model of transformers.
-        compute: "grouped", `omni_models.experts.grouped_experts`; "transformers", which leaves them as they are; or a
-            function from rows sorted by expert, and their counts, to what the experts make of them.
+        compute: "grouped", `omni_models.experts.grouped_experts`; "eager", the modeling file's own loop; or a function
+            from rows sorted by expert, and their counts, to what the experts make of them.
 
     Raises:
         ValueError: if there are no experts of that name.
     """
-    if compute == "transformers":
-        return model
-    if isinstance(compute, str):
-        if compute != "grouped":
-            raise ValueError(f"there are no experts {compute!r}; there are grouped and transformers.")
-        compute = grouped_experts
+    if isinstance(compute, str) and compute not in ("grouped", "eager"):
+        raise ValueError(f"there are no experts {compute!r}; there are grouped and eager.")
     ExpertsInterface.register(NAME, compute_experts)
     _own_config(model)
     for module in model.modules():
         if is_experts(module):
-            setattr(module, COMPUTE, compute)
             # The public setter checks names against a list of its own; the field is what every layer reads.
-            module.config._experts_implementation_internal = NAME  # pyright: ignore[reportAttributeAccessIssue]
+            name = "eager" if compute == "eager" else NAME
+            module.config._experts_implementation_internal = name  # pyright: ignore[reportAttributeAccessIssue]
+            if compute != "eager":
+                setattr(module, COMPUTE, grouped_experts if compute == "grouped" else compute)
     return model
 
 
