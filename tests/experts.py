@@ -12,7 +12,7 @@ from typing import Any
 import sequence
 import torch
 from ranks import rank_pool
-from sequence import TYPES, make_config, packed, plain_loss, worst_error
+from sequence import TYPES, make_config, packed, plain_loss, worst_error, write_table
 from shapes import MIXTURES
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -178,7 +178,4 @@ if __name__ == "__main__":
             measured[family] = {label: error[2] for label, error in found.items()}
             print(family, measured[family], flush=True)
     if write:
-        before, _, rest = DOCS.read_text().partition("<!-- table -->\n")
-        DOCS.write_text(
-            before + "<!-- table -->\n" + table(measured) + "\n<!-- /table -->" + rest.partition("<!-- /table -->")[2]
-        )
+        write_table(DOCS, table(measured))

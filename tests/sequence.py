@@ -318,6 +318,12 @@ def table(errors: Mapping[str, tuple[float, float]]) -> str:
     return "\n".join(lines)
 
 
+def write_table(path: Path, text: str) -> None:
+    """Put `text` in the place of the table of a document. Effect: writes it."""
+    before, _, rest = path.read_text().partition("<!-- table -->\n")
+    path.write_text(f"{before}<!-- table -->\n{text}\n<!-- /table -->{rest.partition('<!-- /table -->')[2]}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put it into docs/sequence.md")
@@ -330,7 +336,4 @@ if __name__ == "__main__":
             measured[type_name] = tuple(run(sequence.compare, sp, type_name, sp)[0][1] for sp in (2, 4))
             print(type_name, *measured[type_name], flush=True)
     if write:
-        before, _, rest = DOCS.read_text().partition("<!-- table -->\n")
-        DOCS.write_text(
-            before + "<!-- table -->\n" + table(measured) + "\n<!-- /table -->" + rest.partition("<!-- /table -->")[2]
-        )
+        write_table(DOCS, table(measured))

@@ -71,7 +71,7 @@ def record_routing(model: PreTrainedModel, *, logits: bool = True) -> Iterator[R
         if is_experts(module)
     ]
     handles += [
-        router.register_forward_hook(partial(_note_logits, routing.logits, name, _count(model, name)))
+        router.register_forward_hook(partial(_note_logits, routing.logits, name, _count(model.get_submodule(name))))
         for name, router in (_routers(model) if logits else {}).items()
     ]
     try:
@@ -217,7 +217,7 @@ def _routers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _note_chosen(routing: Routing, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     routing.chosen[name] = args[1] if len(args) > 1 else kwargs["top_k_index"]
-    routing.num_experts[name] = _count(module, "")
+    routing.num_experts[name] = _count(module)
 
 
 def _note_logits(logits: dict[str, Tensor], name: str, num_experts: int, *called: Any) -> None:
@@ -228,5 +228,5 @@ def _note_logits(logits: dict[str, Tensor], name: str, num_experts: int, *called
     logits[name] = fits[0].flatten(0, -2)
 
 
-def _count(model: nn.Module, name: str) -> int:
-    return model.get_submodule(name).num_experts  # pyright: ignore[reportReturnType]
+def _count(experts: nn.Module) -> int:
+    return experts.num_experts  # pyright: ignore[reportReturnType]
