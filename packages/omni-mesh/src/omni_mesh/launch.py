@@ -4,6 +4,7 @@ torch's elastic launcher does the rendezvous and watches the processes. What is 
 terminal needs: the error of the rank that failed first, told once; one exit code; and nothing left running.
 """
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -177,10 +178,13 @@ def _run_rank(job: _Job[C]) -> None:
         sys.exit(1)  # The launcher died while this process was still importing.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // job.ranks))
+    atexit.register(_end, done := threading.Event())
     try:
         job.main(job.config)
+        done.set()
     except SystemExit as leaving:
         if leaving.code in (None, 0):
+            done.set()
             return  # To the agent, a process that leaves without returning never finishes.
         with_code = isinstance(leaving.code, int)
         _write_report(job.reports, f"exited with code {leaving.code}." if with_code else f"exited: {leaving.code}")
@@ -189,6 +193,19 @@ def _run_rank(job: _Job[C]) -> None:
         below = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # The frames of `main`.
         _write_report(job.reports, "failed:\n" + "".join(traceback.format_exception(below)).rstrip())
         raise SystemExit(1) from error
+
+
+def _end(done: threading.Event) -> None:
+    """End the process here if `main` was done, after all that `main` left to do at exit.
+
+    Further on, Python takes itself apart. A thread of a process group that still holds a tensor (gloo's may, long after
+    the collective, when the machine is busy) would then abort the process, and a run that was done be told as failed.
+    """
+    if done.is_set():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _write_report(folder: Path, text: str) -> None:

@@ -15,15 +15,15 @@ size, F width of an expert.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+from omni_models.rows import Routes, collect, spread
 
 ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(module, rows_RH, counts_E) -> out_RH: what each expert makes of its rows. Rows are sorted by expert; `counts_E` says
@@ -31,18 +31,6 @@ how many each has, and its length how many experts there are."""
 
 COMPUTE = "omni_experts"
 """The attribute of an experts module that holds its own function."""
-
-
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """Which row is which choice of which token."""
-
-    order_R: Tensor
-    """The choice (token * K + k) that each row is."""
-    place_TK: Tensor
-    """The row that each choice is: the inverse of `order_R`."""
-    counts_E: Tensor
-    """Rows of each expert, int64."""
 
 
 def sort_choices(expert_TK: Tensor, num_experts: int) -> Routes:
@@ -88,9 +76,8 @@ def compute_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tenso
     x_TH, expert_TK, weights = (x.flatten(0, -2) for x in (hidden_states, top_k_index, top_k_weights))
     weights_TK = weights if weights.shape == expert_TK.shape else weights.gather(-1, expert_TK)
     routes = sort_choices(expert_TK, module.num_experts)  # pyright: ignore[reportArgumentType]
-    out_RH = compute(module, _Spread.apply(x_TH, routes), routes.counts_E)
-    out_TH: Any = _Collect.apply(out_RH, weights_TK, routes)
-    out_TH = out_TH.to(hidden_states.dtype)
+    out_RH = compute(module, spread(x_TH, routes), routes.counts_E)
+    out_TH = collect(out_RH, weights_TK, routes, hidden_states.dtype)
     # A view would lose the hooks of sharding if its caller adds to it in place.
     return out_TH if hidden_states.ndim == 2 else out_TH.view(hidden_states.shape).clone()
 
@@ -134,38 +121,6 @@ def per_expert(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of an experts module that have a part for each expert along their first dim, by name. Pure."""
     own = dict(module.named_parameters(recurse=False))
     return {name: param for name, param in own.items() if param.ndim > 1 and param.shape[0] == module.num_experts}
-
-
-class _Spread(torch.autograd.Function):
-    """Tokens to rows; backward, the gradients of a token's rows are summed in the order of its choices."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, routes: Routes) -> Tensor:
-        ctx.save_for_backward(routes.place_TK)
-        return x_TH[routes.order_R // routes.place_TK.shape[1]]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (place_TK,) = ctx.saved_tensors
-        return grads[0][place_TK].sum(1), None
-
-
-class _Collect(torch.autograd.Function):
-    """Rows to tokens, weighted and summed in the order of a token's choices, in the widest dtype of the two."""
-
-    @staticmethod
-    def forward(ctx: Any, out_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
-        ctx.save_for_backward(out_RH, weights_TK, routes.order_R, routes.place_TK)
-        return (out_RH[routes.place_TK] * weights_TK[..., None]).sum(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        out_RH, weights_TK, order_R, place_TK = ctx.saved_tensors
-        grad_RH = grads[0].to(out_RH.dtype)[order_R // place_TK.shape[1]]
-        d_weights_R = (grad_RH * out_RH).sum(-1, dtype=torch.float32)
-        return grad_RH.mul_(weights_TK.flatten()[order_R, None]), d_weights_R[place_TK].to(weights_TK.dtype), None
 
 
 def _grouped_linear(module: nn.Module, name: str, x_RX: Tensor, counts_E: Tensor, ends_E: Tensor) -> Tensor:

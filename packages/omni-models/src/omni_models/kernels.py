@@ -17,12 +17,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from omni_models.experts import is_experts
 from omni_models.liger import INSTALL, Kernels, has_liger, make_liger
-from omni_models.proofs import Gated, Norm, find_traits, looks_like_mlp, looks_like_norm, prove_gated, prove_norm
+from omni_models.proofs import (
+    Gate,
+    Gated,
+    Norm,
+    find_traits,
+    looks_like_mlp,
+    looks_like_norm,
+    prove_gate,
+    prove_gated,
+    prove_norm,
+)
 from omni_models.proofs_rope import ROTATE, Rope, looks_like_attention, prove_rope, prove_tables
+from omni_models.rows import silu_mul
 
 M = TypeVar("M", bound=PreTrainedModel)
-Fit = Norm | Gated | Rope
+Fit = Norm | Gated | Gate | Rope
 NAMES = ("rms_norm", "swiglu", "rope")
 """The kernels by name. "swiglu" is gating by SiLU or by the tanh form of GELU."""
 _FUSED = "omni_kernel"
@@ -70,11 +82,14 @@ def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M
     for module, fit in plan.items():
         if isinstance(fit, str) or _name(fit) not in names:
             continue
+        setattr(module, _FUSED, _name(fit))
+        if isinstance(fit, Gate):
+            module._apply_gate = silu_mul  # pyright: ignore[reportAttributeAccessIssue]
+            continue
         key = (type(module), fit)
         if key not in forwards:
             forwards[key] = _fuse(type(module).forward, fit, kernels)
         module.forward = MethodType(forwards[key], module)
-        setattr(module, _FUSED, _name(fit))
     return model
 
 
@@ -113,13 +128,15 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
         for module in model.modules():
             if looks_like_norm(module):
                 key, prove = find_traits(module), prove_norm
+            elif is_experts(module):
+                key, prove = find_traits(module), prove_gate
             elif looks_like_mlp(module):
                 key, prove = find_traits(module), prove_gated
             elif looks_like_attention(module):
                 key, prove = (type(module),), partial(prove_rope, repeats=repeats)
             else:
                 continue
-            if "forward" in vars(module):
+            if {"forward", "_apply_gate"} & vars(module).keys():
                 plan[module] = "it has a forward of its own already"
                 continue
             if key not in proofs:
@@ -128,7 +145,7 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
     return plan
 
 
-def _fuse(forward: Callable[..., Any], fit: Fit, kernels: Kernels) -> Callable[..., Any]:
+def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope, kernels: Kernels) -> Callable[..., Any]:
     """A forward for modules of which `fit` is proven."""
     match fit:
         case Norm():
@@ -224,7 +241,7 @@ def _rebind(forward: FunctionType, rotate: Callable[..., Any]) -> FunctionType:
 
 
 def _name(fit: Fit) -> str:
-    return {Norm: "rms_norm", Gated: "swiglu", Rope: "rope"}[type(fit)]
+    return {Norm: "rms_norm", Gated: "swiglu", Gate: "swiglu", Rope: "rope"}[type(fit)]
 
 
 def _words(plan: dict[nn.Module, Fit | str]) -> dict[str, str]:
@@ -240,6 +257,8 @@ def _say(fit: Fit | str) -> str:
             return f"rms_norm (eps {fit.eps:g}, {'1 + weight' if fit.offset else 'weight'}, cast as {fit.casting})"
         case Gated():
             return f"swiglu ({'SiLU' if fit.act == 'silu' else 'tanh GELU'})"
+        case Gate():
+            return "swiglu (SiLU, of experts)"
         case Rope():
             return f"rope ({'fp32' if fit.wide else 'in the dtype it is given'})"
         case _:

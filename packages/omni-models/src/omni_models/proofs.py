@@ -47,6 +47,11 @@ class Gated:
     act: Literal["silu", "gelu"]
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """silu(a) * b, where a and b are the halves of what the first product of experts gives: see `rows.silu_mul`."""
+
+
 def looks_like_norm(module: nn.Module) -> bool:
     """Whether it has one weight, a value a feature, or the name of a norm."""
     params = tuple(module.parameters())
@@ -129,6 +134,23 @@ def prove_gated(module: nn.Module) -> Gated | str:
             errors.add(type(error).__name__)
     failed = f" (it fails on a plain input: {', '.join(sorted(errors))})" if errors else ""
     return f"it computes something else than down(act(gate(x)) * up(x)) with SiLU or the tanh form of GELU{failed}"
+
+
+def prove_gate(module: nn.Module) -> Gate | str:
+    """What the activation of experts computes if that is silu of one half times the other; otherwise why not."""
+    gate = getattr(module, "_apply_gate", None)
+    if gate is None:
+        return "its experts have no gate"
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for scale in (0.1, 1.0, 30.0):
+            both = draw((16, 24), generator) * scale
+            a, b = both.chunk(2, dim=-1)
+            if not equals(gate(both), F.silu(a) * b):
+                return "its experts compute something else than silu of one half times the other"
+    except UNFIT as error:
+        return f"its gate fails on a plain input ({type(error).__name__})"
+    return Gate()
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -32,6 +32,7 @@ def shard_fsdp(
 
     Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them. Experts
     that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they come in.
+    Where each expert is on one rank alone, there is nothing to gather or to sum: its parameters are cast for the call.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
@@ -46,14 +47,17 @@ def shard_fsdp(
     # Inside a block what comes is in the dtype that the model wants: the weights of choices may be wider than the rest.
     as_it_comes = replace(policy, cast_forward_inputs=False)
     wrap = partial(fully_shard, reshard_after_forward=plan.reshard_after_forward)
-    units = unit_order(plan.blocks, plan.experts)
-    for name in (*plan.experts, *plan.blocks, ""):
+    alone = plan.experts if mesh.spec.efsdp == mesh.spec.replicate == 1 else ()
+    shared = plan.experts if not alone else ()
+    here = {param for name in alone for param in cast_in_calls(model.get_submodule(name), param_dtype)}
+    units = unit_order(plan.blocks, shared)
+    for name in (*shared, *plan.blocks, ""):
         unit = model.get_submodule(name)
-        if name in plan.experts:
+        if name in shared:
             placement = partial(cut_expert, mesh.spec.efsdp)
             wrap(unit, mesh=sparse, mp_policy=as_it_comes, shard_placement_fn=placement)
         else:
-            wrap(unit, mesh=dense, mp_policy=policy)
+            wrap(unit, mesh=dense, mp_policy=policy, ignored_params=here)
         assert isinstance(unit, FSDPModule)
         # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
         unit.set_gradient_divide_factor(1.0)
@@ -61,6 +65,23 @@ def shard_fsdp(
     if mesh.spec.fsdp > 1:
         _prefetch([[model.get_submodule(name) for name in names] for names in units], plan.prefetch)
     return model
+
+
+def cast_in_calls(module: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
+    """The parameters of `module` itself, which from now on are seen in `dtype` by its calls. Donates `module`."""
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+
+    def show(module: nn.Module, args: object) -> None:
+        # Found before the parameters of the same names, which stay what they are.
+        vars(module).update({name: module.get_parameter(name).to(dtype) for name in names})
+
+    def hide(module: nn.Module, args: object, output: object) -> None:
+        for name in names:
+            vars(module).pop(name, None)
+
+    module.register_forward_pre_hook(show)
+    module.register_forward_hook(hide, always_call=True)
+    return list(module.parameters(recurse=False))
 
 
 def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[str]]:

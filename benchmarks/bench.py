@@ -1,0 +1,136 @@
+"""apps/pretrain.py for measuring: no checkpoint, and on request a profile of some steps, or routers overruled.
+
+    uv run benchmarks/bench.py --model qwen3-30b-12 --tokenizer bytes --seq-len 8192 --batch 2 --ep 2 --balanced
+
+Balanced routing gives every expert the same number of tokens, whatever the router says: what perfect balance would be
+worth. Such a run learns nothing that counts. Weights of choices stay the router's.
+"""
+
+import gzip
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from measure import ROOT
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(ROOT / "apps"))
+
+import pretrain
+import request
+from decide import Decision, decide
+from preflight import start
+
+from omni_models.experts import is_experts
+
+# The first that matches the name of a kernel says what it does.
+KINDS: Final = {
+    "exchange of rows": r"SendRecv",
+    "gathers and reductions": r"nccl",
+    "attention": r"flash|fmha|attn|FlashAttention",
+    "matrix products": r"gemm|cutlass|nvjet|sm90_xmma|cublas",
+    "optimizer": r"adam",
+    "rows of experts": r"_sum_rows|_grad_rows|silu_mul",
+    "norms, positions": r"rms_norm|rope",
+    "index, gather, sort": r"index|gather|scatter|[sS]ort|scan|radix",
+    "copies and casts": r"Memcpy|Memset|copy|cat|CatArray|fill",
+}
+WAITS: Final = r"cudaStreamSynchronize|cudaDeviceSynchronize|cudaEventSynchronize"
+
+
+@dataclass(frozen=True)
+class Config(request.Config):
+    """One run to measure."""
+
+    balanced: bool = False
+    """Overrule the routers."""
+    gathered: bool = False
+    """Keep parameters gathered between the forward and the backward pass."""
+    profile_at: int | None = None
+    """After so many steps, profile three on the first rank, and print where their time went."""
+    trace: Path | None = None
+    """Where the trace of these steps is written (.json.gz)."""
+
+
+def main(config: Config) -> None:
+    """Train as `config` says and keep nothing but the metrics. Effect: as of the app."""
+    pretrain.save_run = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
+    pretrain.decide = partial(decide_otherwise, config)  # pyright: ignore[reportAttributeAccessIssue]
+    if config.profile_at is not None:
+        watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
+        pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
+    if config.balanced:
+        register_module_forward_pre_hook(choose_in_turn)
+    pretrain.main(config)
+
+
+def decide_otherwise(config: Config, given: request.Config) -> Decision:
+    """What the app decides, but for what is asked here."""
+    run = decide(given)
+    return replace(run, plan=replace(run.plan, reshard_after_forward=False)) if config.gathered else run
+
+
+def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The same call of experts, whose choices go round all of them."""
+    if not is_experts(module):
+        return None
+    x_TH, expert_TK, *rest = args
+    turns = torch.arange(expert_TK.numel(), device=expert_TK.device) % module.num_experts  # pyright: ignore[reportOperatorIssue]
+    return x_TH, turns.view(expert_TK.shape), *rest
+
+
+def watch(step: Callable[..., Any], first: int, steps: int, to: Path | None) -> Callable[..., Any]:
+    """The function `step`, called once a step, profiled from the call after `first` to the call `steps` later."""
+    profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
+    calls = 0
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        # The app has read the numbers of the step before, so the device is idle.
+        if torch.distributed.get_rank() == 0 and calls == first:
+            profiler.start()
+        if torch.distributed.get_rank() == 0 and calls == first + steps:
+            profiler.stop()
+            tell(profiler, steps, to)
+        calls += 1
+        return step(*args, **kwargs)
+
+    return watched
+
+
+def tell(profiler: profile, steps: int, to: Path | None) -> None:
+    """Print milliseconds a step by kind of kernel, and how often the host waited. Effect: writes the trace to `to`."""
+    events: Iterable[Any] = profiler.events() or ()
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    by_kind, by_name = Counter[str](), Counter[str]()
+    for event in kernels:
+        kind = next((kind for kind, name in KINDS.items() if re.search(name, event.name)), "elementwise")
+        by_kind[kind] += event.time_range.elapsed_us()
+        by_name[f"{kind}: {event.name[:110]}"] += event.time_range.elapsed_us()
+    waits = Counter(e.name for e in events if re.fullmatch(WAITS, e.name))
+    busy, end = 0.0, 0.0
+    for begin, stop in sorted((e.time_range.start, e.time_range.end) for e in kernels):
+        busy, end = busy + max(0.0, stop - max(begin, end)), max(end, stop)
+    print(f"the device was busy for {busy / steps / 1e3:.1f} milliseconds a step")
+    for title, table in (("kind", by_kind), ("kernel", by_name)):
+        print(f"milliseconds a step by {title}, {sum(table.values()) / steps / 1e3:.1f} in sum")
+        for name, micros in table.most_common(45):
+            print(f"  {micros / steps / 1e3:8.2f}  {name}")
+    print(f"waits of the host in {steps} steps: {dict(waits)}", flush=True)
+    if to is not None:
+        with TemporaryDirectory() as folder:
+            profiler.export_chrome_trace(str(Path(folder, "trace.json")))
+            to.write_bytes(gzip.compress(Path(folder, "trace.json").read_bytes(), mtime=0))
+
+
+if __name__ == "__main__":
+    start(main, decide, Config, __doc__)
