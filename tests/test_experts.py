@@ -74,11 +74,13 @@ def test_two_runs_in_deterministic_mode_give_the_same_bits(name: str, run: Run) 
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_the_host_waits_once_a_layer_forward_and_never_backward(every: int, run: Run) -> None:
-    layers, forward, backward = run(count_operators, 2, "qwen3_moe", MeshConfig(shard=2, ep=2), every)[0]
-    # Counts and rows go out, rows come back; backward, rows alone, and what is recomputed.
-    assert forward == {"reads": layers, "exchanges": 3 * layers}
-    assert backward == {"reads": 0, "exchanges": (2 + 2 * every) * layers}
+@pytest.mark.parametrize(("name", "again"), [("qwen3_moe", 3), ("mixtral", 4)], ids=["gathered", "sent"])
+def test_the_host_waits_once_a_layer_forward_and_never_backward(name: str, again: int, every: int, run: Run) -> None:
+    layers, forward, backward = run(count_operators, 2, name, MeshConfig(shard=2, ep=2), every)[0]
+    # Counts go out, then tokens, choices and weights, and sums come back. Backward, the gradients of the three that
+    # have some; and what is recomputed, but for counts, and for sums that nothing looks at any more.
+    assert forward == {"reads": layers, "exchanges": 5 * layers}
+    assert backward == {"reads": 0, "exchanges": (3 + again * every) * layers}
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe"])

@@ -63,7 +63,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "num_experts_per_tok": 2,
     },
-    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS},
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS, "num_experts": 8, "num_experts_per_tok": 4},
 }
 
 ROUTED = {

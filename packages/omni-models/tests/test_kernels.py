@@ -28,7 +28,7 @@ NORM, ROPE, SILU, GELU = (
 LLAMA, GEMMA = f"{NORM}weight, cast as llama)", f"{NORM}1 + weight, cast as gemma)"
 LIKE_LLAMA = {"RMSNorm": LLAMA, "Attention": ROPE, "MLP": SILU}
 LIKE_GEMMA = {"RMSNorm": GEMMA, "Attention": ROPE, "MLP": GELU}
-EXPERTS = "not fused: it has 0 Linear modules, not three for gate, up and down"
+EXPERTS = "swiglu (SiLU, of experts)"
 GATED = "not fused: it takes more than one input"
 LIKE_QWEN = {"RMSNorm": GEMMA, "RMSNormGated": GATED, "Attention": ROPE, "MLP": SILU}
 FOUND = {
@@ -49,8 +49,8 @@ FOUND = {
     "gpt_oss": {
         "RMSNorm": "rms_norm (eps 1e-05, weight, cast as gemma)",
         "Attention": ROPE,
-        "MLP": EXPERTS,
-        "Experts": EXPERTS,
+        "MLP": "not fused: it has 0 Linear modules, not three for gate, up and down",
+        "Experts": "not fused: its experts compute something else than silu of one half times the other",
     },
     "deepseek_v3": {
         "RMSNorm": LLAMA,
@@ -75,7 +75,7 @@ FOUND = {
 ALL_EXPERTS = {
     "gpt_oss": {"num_experts_per_tok": 4},
     "deepseek_v3": {"num_experts_per_tok": 4, "topk_group": 2},
-    "qwen3_moe": {"num_experts_per_tok": 4},
+    "qwen3_moe": {"num_experts_per_tok": 8},
 }
 """Every token goes everywhere, so rounding cannot send it elsewhere."""
 
@@ -120,7 +120,11 @@ def torch_kernels(calls: list[str]) -> Kernels:
 
         return turned(q), turned(k)
 
-    return Kernels(rms_norm, partial(gated, F.silu), partial(gated, partial(F.gelu, approximate="tanh")), rope)
+    def halves(both: Tensor) -> Tensor:
+        return gated(F.silu, *both.chunk(2, dim=-1))
+
+    gelu = partial(F.gelu, approximate="tanh")
+    return Kernels(rms_norm, partial(gated, F.silu), partial(gated, gelu), rope, halves)
 
 
 def rude_kernels() -> Kernels:
@@ -158,6 +162,7 @@ def rude_kernels() -> Kernels:
         lambda gate, up: GatedMul.apply(gate, up, silu_mul, silu_mul_backward),
         torch_kernels([]).gelu_mul,
         lambda q, k, cos, sin, width: Rotate.apply(q, k, cos, sin, width, rope, rope_backward),
+        torch_kernels([]).silu_halves,
     )
 
 

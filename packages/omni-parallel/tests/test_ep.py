@@ -3,53 +3,58 @@
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import expert_parallel
-from omni_parallel.ep import merge_orders, remember_travels
+from omni_parallel.ep import remember_travels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 
 
-def compute(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-    """Each expert multiplies by its number plus one, twice over."""
-    factors_R1 = torch.arange(1, len(counts_E) + 1).repeat_interleave(counts_E)[:, None]
-    return rows_RH * factors_R1 * rows_RH
+class Factors(nn.Module):
+    """Expert e multiplies the square of a token by e + 1."""
+
+    num_experts = 4
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.data())
-def test_rows_are_sorted_by_expert_and_then_by_rank_and_back(ranks: int, experts: int, data: st.DataObject) -> None:
-    counts = data.draw(st.lists(st.integers(0, 4), min_size=ranks * experts, max_size=ranks * experts))
-    counts_Pe = torch.tensor(counts).view(ranks, experts)
-    rows = int(counts_Pe.sum())
-    there_r, back_r = merge_orders(counts_Pe, rows)
-    expert_r = torch.arange(experts).repeat(ranks).repeat_interleave(counts_Pe.flatten())
-    assert torch.equal(there_r, expert_r.argsort(stable=True))
-    assert torch.equal(there_r[back_r], torch.arange(rows))
+def compute(
+    module: nn.Module, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor, *, rows: int | None = None
+) -> Tensor:
+    assert rows in (None, int((expert_TK < 4).sum()))
+    factors_T = (weights_TK * (expert_TK + 1) * (expert_TK < 4)).sum(1, keepdim=True)
+    return x_TH * factors_T * x_TH
 
 
-def test_on_one_rank_it_is_the_experts_that_were_there(mesh: Mesh) -> None:
-    counts_E = torch.tensor([2, 0, 3, 1])
-    plain, spread = (torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
-    expected = compute(nn.Module(), plain, counts_E)
+def tokens(choices: int) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    x_TH, scores_TE = torch.randn(6, 5, generator=random), torch.rand(6, 4, generator=random)
+    weights_TK, expert_TK = scores_TE.topk(choices)
+    return x_TH.requires_grad_(), expert_TK, weights_TK.requires_grad_()
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3], ids=["sent", "gathered", "gathered, three"])
+def test_on_one_rank_it_is_the_experts_that_were_there(mesh: Mesh, choices: int) -> None:
+    plain, spread = tokens(choices), tokens(choices)
+    expected = compute(Factors(), *plain)
     assert dist.group.WORLD is not None
-    out = expert_parallel(dist.group.WORLD)(compute)(nn.Module(), spread, counts_E)
+    out = expert_parallel(dist.group.WORLD)(compute)(Factors(), *spread)
     assert torch.equal(out, expected)
     expected.square().sum().backward()
     out.square().sum().backward()
-    assert torch.equal(plain.grad, spread.grad)
+    assert torch.equal(plain[0].grad, spread[0].grad)
+    assert torch.equal(plain[2].grad, spread[2].grad)
 
 
-def test_a_recomputed_router_that_chooses_otherwise_is_loud(mesh: Mesh) -> None:
-    module, group = nn.Module(), dist.group.WORLD
+@pytest.mark.parametrize("choices", [1, 2], ids=["sent", "gathered"])
+def test_a_recomputed_router_that_chooses_otherwise_is_loud(mesh: Mesh, choices: int) -> None:
+    module, group = Factors(), dist.group.WORLD
     assert group is not None
     spread = expert_parallel(group)(compute)
     first, again = remember_travels([module])
+    x_TH, expert_TK, weights_TK = tokens(choices)
     with first():
-        spread(module, torch.ones(6, 5), torch.tensor([2, 0, 3, 1]))
+        spread(module, x_TH, expert_TK, weights_TK)
     with again(), pytest.raises(RuntimeError, match="a recomputed router chose other experts than it did"):
-        spread(module, torch.ones(6, 5), torch.tensor([2, 1, 2, 1]))
+        spread(module, x_TH[:5], expert_TK[:5], weights_TK[:5])
     assert not vars(module).keys() & {"omni_travels"}, "nothing stays on the module"

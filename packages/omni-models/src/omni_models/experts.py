@@ -1,4 +1,4 @@
-"""Experts as one function over sorted rows: choices are sorted by expert once, computed by grouped matrix products, and
+"""Experts as one function of tokens and their choices: sorted by expert once, computed by grouped matrix products, and
 summed back onto their tokens in a fixed order.
 
 Whatever a mixture of experts does before and after its experts (routing, groups of experts, scaling, shared experts)
@@ -25,33 +25,49 @@ from transformers import PreTrainedModel
 
 from omni_models.rows import Routes, collect, spread
 
-ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(module, rows_RH, counts_E) -> out_RH: what each expert makes of its rows. Rows are sorted by expert; `counts_E` says
-how many each has, and its length how many experts there are."""
+ExpertsFn = Callable[..., Tensor]
+"""(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
+and summed, in the widest dtype of tokens and weights. Where only some experts are here, they are numbered from 0, a
+choice of another number adds nothing, and `rows` says how many choices are here, so that nobody asks the GPU."""
 
 COMPUTE = "omni_experts"
 """The attribute of an experts module that holds its own function."""
 
 
-def sort_choices(expert_TK: Tensor, num_experts: int) -> Routes:
+def sort_choices(expert_TK: Tensor, num_experts: int, rows: int | None = None) -> Routes:
     """Choices sorted by expert, those of one expert in the order of their tokens. Pure, no host synchronisation.
+
+    Args:
+        expert_TK: int64; a number of `num_experts` or more is a choice that gets no row.
+        num_experts: E.
+        rows: how many choices get one; None if all do.
 
     >>> sort_choices(torch.tensor([[2, 0], [0, 1]]), 4).counts_E
     tensor([2, 1, 1, 0])
     """
-    sorted_R, order_R = expert_TK.flatten().sort(stable=True)
-    place_R = torch.empty_like(order_R)
-    place_R[order_R] = torch.arange(len(order_R), device=order_R.device)
+    sorted_C, order_C = expert_TK.flatten().sort(stable=True)
+    place_C = torch.empty_like(order_C)
+    place_C[order_C] = torch.arange(len(order_C), device=order_C.device)
     # bincount would make the host wait for the GPU.
-    bounds = torch.searchsorted(sorted_R, torch.arange(num_experts + 1, dtype=sorted_R.dtype, device=sorted_R.device))
-    return Routes(order_R, place_R.view(expert_TK.shape), bounds.diff())
+    bounds = torch.searchsorted(sorted_C, torch.arange(num_experts + 1, dtype=sorted_C.dtype, device=sorted_C.device))
+    return Routes(order_C[:rows], place_C.view(expert_TK.shape), bounds.diff())
 
 
-def grouped_experts(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-    """What the experts of `module` make of rows sorted by expert, by grouped matrix products.
+def grouped_experts(
+    module: nn.Module, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor, *, rows: int | None = None
+) -> Tensor:
+    """What the experts of `module` make of tokens, by grouped matrix products over rows sorted by expert: an
+    `ExpertsFn`. Parameters may be DTensors, of which this rank's part holds the experts that are here."""
+    first = next(iter(per_expert(module)))
+    routes = sort_choices(expert_TK, len(_local(getattr(module, first))), rows)
+    return collect(compute_rows(module, spread(x_TH, routes), routes.counts_E), weights_TK, routes)
+
+
+def compute_rows(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
+    """What the experts of `module` make of rows sorted by expert, of which each has as many as `counts_E` says.
 
     Any layout that transformers' decorator declares: gated or not, with biases or not, weights transposed or not, a
-    norm after each expert or not. Parameters may be DTensors, of which this rank's part holds the experts counted.
+    norm after each expert or not.
     """
     first, second = ("gate_up_proj" if _flag(module, "has_gate") else "up_proj"), "down_proj"
     ends_E = counts_E.cumsum(0).to(torch.int32)
@@ -75,9 +91,7 @@ def compute_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tenso
         raise ValueError(f"{type(module).__name__} calls its experts but was not found by use_experts.")
     x_TH, expert_TK, weights = (x.flatten(0, -2) for x in (hidden_states, top_k_index, top_k_weights))
     weights_TK = weights if weights.shape == expert_TK.shape else weights.gather(-1, expert_TK)
-    routes = sort_choices(expert_TK, module.num_experts)  # pyright: ignore[reportArgumentType]
-    out_RH = compute(module, spread(x_TH, routes), routes.counts_E)
-    out_TH = collect(out_RH, weights_TK, routes, hidden_states.dtype)
+    out_TH = compute(module, x_TH, expert_TK, weights_TK).to(hidden_states.dtype)
     # A view would lose the hooks of sharding if its caller adds to it in place.
     return out_TH if hidden_states.ndim == 2 else out_TH.view(hidden_states.shape).clone()
 

@@ -31,7 +31,6 @@ from omni_models.proofs import (
     prove_norm,
 )
 from omni_models.proofs_rope import ROTATE, Rope, looks_like_attention, prove_rope, prove_tables
-from omni_models.rows import silu_mul
 
 M = TypeVar("M", bound=PreTrainedModel)
 Fit = Norm | Gated | Gate | Rope
@@ -84,7 +83,7 @@ def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M
             continue
         setattr(module, _FUSED, _name(fit))
         if isinstance(fit, Gate):
-            module._apply_gate = silu_mul  # pyright: ignore[reportAttributeAccessIssue]
+            module._apply_gate = kernels.silu_halves  # pyright: ignore[reportAttributeAccessIssue]
             continue
         key = (type(module), fit)
         if key not in forwards:

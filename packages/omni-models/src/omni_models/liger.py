@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from omni_models.rows import silu_halves
+
 INSTALL = "uv sync --all-packages --extra liger"
 """What puts Liger there."""
 
@@ -30,12 +32,14 @@ class Kernels:
         gelu_mul: (gate, up) -> gelu(gate, approximate="tanh") * up.
         rope: (q_BNSD, k_BKSD, cos, sin, width) -> (q_BNSD, k_BKSD), of which the first `width` features are turned.
             Tables are (1 or B, S, R) of the dtype of q; their first width/2 columns count.
+        silu_halves: (R, 2F) -> (R, F), silu of the first half of the features times the second: see `omni_models.rows`.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, float, str], Tensor]
     silu_mul: Callable[[Tensor, Tensor], Tensor]
     gelu_mul: Callable[[Tensor, Tensor], Tensor]
     rope: Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    silu_halves: Callable[[Tensor], Tensor]
 
 
 def has_liger() -> bool:
@@ -116,4 +120,5 @@ def make_liger() -> Kernels:
         lambda gate, up: GatedMul.apply(gate, up, swiglu_forward, swiglu_backward),
         lambda gate, up: GatedMul.apply(gate, up, geglu_forward, geglu_backward),
         lambda q, k, cos, sin, width: Rotate.apply(q, k, cos, sin, width, rope_forward, rope_backward),
+        silu_halves,
     )

@@ -49,7 +49,7 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """silu(a) * b, where a and b are the halves of what the first product of experts gives: see `rows.silu_mul`."""
+    """silu(a) * b, where a and b are the halves of what the first product of experts gives: see `rows.silu_halves`."""
 
 
 def looks_like_norm(module: nn.Module) -> bool:

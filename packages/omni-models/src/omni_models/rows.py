@@ -28,7 +28,7 @@ class Routes:
     order_R: Tensor
     """The choice (token * K + k) that each row is."""
     place_TK: Tensor
-    """The row that each choice is: the inverse of `order_R`."""
+    """The row that each choice is, the inverse of `order_R`; R or more if it has none."""
     counts_E: Tensor
     """Rows of each expert, int64."""
 
@@ -38,14 +38,14 @@ def spread(x_TH: Tensor, routes: Routes) -> Tensor:
     return _Spread.apply(x_TH, routes)  # pyright: ignore[reportReturnType]
 
 
-def collect(rows_RH: Tensor, weights_TK: Tensor, routes: Routes, dtype: torch.dtype) -> Tensor:
-    """(T, H) of `dtype`: the rows of each token, weighted and summed in the order of its choices."""
-    return _Collect.apply(rows_RH, weights_TK, routes, dtype)  # pyright: ignore[reportReturnType]
+def collect(rows_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
+    """(T, H) in the widest dtype of both: the rows of each token, weighted and summed in the order of its choices."""
+    return _Collect.apply(rows_RH, weights_TK, routes)  # pyright: ignore[reportReturnType]
 
 
-def silu_mul(both_RF: Tensor) -> Tensor:
+def silu_halves(both_RF: Tensor) -> Tensor:
     """(R, F): silu of the first half of the features of (R, 2F), times the second, rounded once."""
-    return _SiluMul.apply(both_RF)  # pyright: ignore[reportReturnType]
+    return _SiluHalves.apply(both_RF)  # pyright: ignore[reportReturnType]
 
 
 class _Spread(torch.autograd.Function):
@@ -63,33 +63,35 @@ class _Spread(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_RH: Tensor, weights_TK: Tensor, routes: Routes, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, rows_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
         ctx.save_for_backward(rows_RH, weights_TK, routes.order_R, routes.place_TK)
-        return sum_rows(rows_RH, routes.place_TK, weights_TK, dtype)
+        return sum_rows(rows_RH, routes.place_TK, weights_TK, torch.promote_types(rows_RH.dtype, weights_TK.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         rows_RH, weights_TK, order_R, place_TK = ctx.saved_tensors
+        wide = torch.promote_types(rows_RH.dtype, torch.float32)
+        d_weights_TK = torch.zeros_like(weights_TK, dtype=wide, memory_format=torch.contiguous_format)
         if _fused(rows_RH):
             from omni_models import triton_rows
 
-            d_rows_RH, d_weights_TK = triton_rows.grad_rows(grads[0], rows_RH, weights_TK, order_R)
-            return d_rows_RH, d_weights_TK.to(weights_TK.dtype), None, None
-        d_rows_RH = grads[0].to(rows_RH.dtype)[order_R // place_TK.shape[1]]
-        d_weights_R = (d_rows_RH * rows_RH).sum(-1, dtype=torch.promote_types(rows_RH.dtype, torch.float32))
-        d_rows_RH = d_rows_RH.mul_(weights_TK.flatten()[order_R, None])
-        return d_rows_RH, d_weights_R[place_TK].to(weights_TK.dtype), None, None
+            d_rows_RH = triton_rows.grad_rows(grads[0], rows_RH, weights_TK, order_R, d_weights_TK)
+        else:
+            d_rows_RH = grads[0].to(rows_RH.dtype)[order_R // place_TK.shape[1]]
+            d_weights_TK.view(-1)[order_R] = (d_rows_RH * rows_RH).sum(-1, dtype=wide)
+            d_rows_RH = d_rows_RH.mul_(weights_TK.flatten()[order_R, None])
+        return d_rows_RH, d_weights_TK.to(weights_TK.dtype), None
 
 
-class _SiluMul(torch.autograd.Function):
+class _SiluHalves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, both_RF: Tensor) -> Tensor:
         ctx.save_for_backward(both_RF)
         if _fused(both_RF):
             from omni_models import triton_rows
 
-            return triton_rows.silu_mul(both_RF)
+            return triton_rows.silu_halves(both_RF)
         gate_RF, up_RF = both_RF.chunk(2, dim=-1)
         return F.silu(gate_RF) * up_RF
 
@@ -100,7 +102,7 @@ class _SiluMul(torch.autograd.Function):
         if _fused(both_RF):
             from omni_models import triton_rows
 
-            return (triton_rows.grad_silu_mul(grads[0], both_RF),)
+            return (triton_rows.grad_silu_halves(grads[0], both_RF),)
         gate_RF, up_RF = both_RF.chunk(2, dim=-1)
         share_RF = gate_RF.sigmoid()
         silu_RF = gate_RF * share_RF
@@ -114,7 +116,10 @@ def sum_rows(rows_RH: Tensor, place_TK: Tensor, weights_TK: Tensor | None, dtype
         from omni_models import triton_rows
 
         return triton_rows.sum_rows(rows_RH, place_TK, weights_TK, dtype)
-    rows_TKH = rows_RH[place_TK]
+    if len(rows_RH) < place_TK.numel():
+        # A choice without a row adds a row of zeros.
+        rows_RH, place_TK = F.pad(rows_RH, (0, 0, 0, 1)), place_TK.clamp(max=len(rows_RH))
+    rows_TKH = rows_RH[place_TK].to(torch.promote_types(rows_RH.dtype, torch.float32))
     return (rows_TKH if weights_TK is None else rows_TKH * weights_TK[..., None]).sum(1).to(dtype)
 
 

@@ -89,7 +89,7 @@ def use_experts(model: M, compute: str | ExpertsFn = "grouped") -> M:
     Args:
         model: any model of transformers.
         compute: "grouped", `omni_models.experts.grouped_experts`; "eager", the modeling file's own loop; or a function
-            from rows sorted by expert, and their counts, to what the experts make of them.
+            from tokens and their choices to the weighted sum of what the experts make of them (`ExpertsFn`).
 
     Raises:
         ValueError: if there are no experts of that name.

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN202, PLR0917 A kernel is called by position, with pointers that have no type in Python.
 """Kernels for rows of experts: each reads what it needs once, sums in fp32 in a fixed order, and writes once.
 
 Written in Triton (Tillet et al., 2019), which comes with torch for CUDA. `omni_models.rows` says what they compute.
@@ -15,52 +16,56 @@ _BLOCK = 1024
 
 def sum_rows(rows_RH: Tensor, place_TK: Tensor, weights_TK: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(T, H) of `dtype`: the rows of each token, weighted and summed in the order of its choices."""
-    (T, K), H = place_TK.shape, rows_RH.shape[1]
+    (T, K), (R, H) = place_TK.shape, rows_RH.shape
     out_TH = rows_RH.new_empty(T, H, dtype=dtype)
     grid = (T, triton.cdiv(H, _BLOCK))
     weights = place_TK if weights_TK is None else weights_TK.contiguous()
-    _sum_rows[grid](out_TH, rows_RH.contiguous(), place_TK, weights, H, K, weights_TK is not None, _BLOCK)
+    _sum_rows[grid](out_TH, rows_RH.contiguous(), place_TK, weights, R, H, K, weights_TK is not None, _BLOCK)
     return out_TH
 
 
-def grad_rows(
-    d_out_TH: Tensor, rows_RH: Tensor, weights_TK: Tensor, order_R: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `sum_rows`: of its rows, (R, H), and of its weights, (T, K) in fp32."""
+def grad_rows(d_out_TH: Tensor, rows_RH: Tensor, weights_TK: Tensor, order_R: Tensor, d_weights_TK: Tensor) -> Tensor:
+    """The gradient of the rows of `sum_rows`, (R, H); that of their weights is put into `d_weights_TK`, contiguous.
+
+    Donates `d_weights_TK`.
+    """
     (_, K), (R, H) = weights_TK.shape, rows_RH.shape
     d_rows_RH = torch.empty_like(rows_RH, memory_format=torch.contiguous_format)
-    d_weights_TK = torch.empty_like(weights_TK, dtype=torch.float32, memory_format=torch.contiguous_format)
     inputs = (x.contiguous() for x in (d_out_TH, rows_RH, weights_TK))
-    _grad_rows[(R,)](d_rows_RH, d_weights_TK, *inputs, order_R, H, K, _BLOCK)
-    return d_rows_RH, d_weights_TK
+    if R:
+        _grad_rows[(R,)](d_rows_RH, d_weights_TK, *inputs, order_R, H, K, _BLOCK)
+    return d_rows_RH
 
 
-def silu_mul(both_RF: Tensor) -> Tensor:
+def silu_halves(both_RF: Tensor) -> Tensor:
     """(R, F): silu of the first half of the features of (R, 2F), times the second."""
     R, F = both_RF.shape[0], both_RF.shape[1] // 2
     out_RF = both_RF.new_empty(R, F)
-    _silu_mul[(R, triton.cdiv(F, _BLOCK))](out_RF, both_RF.contiguous(), F, _BLOCK)
+    if R:
+        _silu_halves[(R, triton.cdiv(F, _BLOCK))](out_RF, both_RF.contiguous(), F, _BLOCK)
     return out_RF
 
 
-def grad_silu_mul(d_out_RF: Tensor, both_RF: Tensor) -> Tensor:
-    """The gradient of `silu_mul`, (R, 2F)."""
+def grad_silu_halves(d_out_RF: Tensor, both_RF: Tensor) -> Tensor:
+    """The gradient of `silu_halves`, (R, 2F)."""
     R, F = d_out_RF.shape
     d_both_RF = torch.empty_like(both_RF, memory_format=torch.contiguous_format)
     grid = (R, triton.cdiv(F, _BLOCK))
-    _grad_silu_mul[grid](d_both_RF, d_out_RF.contiguous(), both_RF.contiguous(), F, _BLOCK)
+    if R:
+        _grad_silu_halves[grid](d_both_RF, d_out_RF.contiguous(), both_RF.contiguous(), F, _BLOCK)
     return d_both_RF
 
 
 @triton.jit
-def _sum_rows(out, rows, place, weights, H, K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_rows(out, rows, place, weights, R, H, K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < H
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for k in range(K):
         row = tl.load(place + token * K + k)
-        values = tl.load(rows + row * H + columns, mask=inside, other=0).to(tl.float32)
+        width = tl.where(row < R, H, 0)
+        values = tl.load(rows + row * H + columns, mask=columns < width, other=0).to(tl.float32)
         if WEIGHTED:
             values *= tl.load(weights + token * K + k).to(tl.float32)
         total += values
@@ -85,7 +90,7 @@ def _grad_rows(d_rows, d_weights, d_out, rows, weights, order, H, K: tl.constexp
 
 
 @triton.jit
-def _silu_mul(out, both, F, BLOCK: tl.constexpr):
+def _silu_halves(out, both, F, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < F
@@ -96,7 +101,7 @@ def _silu_mul(out, both, F, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _grad_silu_mul(d_both, d_out, both, F, BLOCK: tl.constexpr):
+def _grad_silu_halves(d_both, d_out, both, F, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < F

@@ -1,12 +1,13 @@
-"""Expert parallelism: each rank of a group holds some of the experts of a layer whole, and rows travel to them and back
+"""Expert parallelism: each rank of a group holds some of the experts of a layer whole, and tokens meet them there
 (GShard, Lepikhin et al., 2020, arXiv:2006.16668).
 
-Experts are wrapped, not replaced: a function from rows sorted by expert to what the experts make of them becomes one
-that sends each row to the rank of its expert, computes there, and brings the result back to where the row was. Routing,
-weights and sums stay where they are. One exchange of rows out and one back, and the same backward.
+Experts are wrapped, not replaced: a function from tokens and their choices to the weighted sum of what the chosen
+experts make of them becomes one that lets every rank do its experts' part and adds the parts up. A token goes to a rank
+once, however many of its experts are there, and one sum comes back. Where it would go to almost every rank anyway, all
+tokens are gathered and their parts summed by a reduction, without lists. Routing and weights stay where they are.
 
-Dimensions: R rows on this rank, r rows that come to its experts, E experts, P ranks of the group, e = E / P experts of
-this rank, H hidden size.
+Dimensions: T tokens of this rank, K choices a token, U tokens sent, u tokens arrived, P ranks of the group, E experts,
+e = E / P experts of this rank, H hidden size.
 """
 
 from collections import deque
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -26,51 +28,68 @@ from omni_mesh import Mesh
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
-ExpertsFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(module, rows_RH, counts_E) -> out_RH: what each expert makes of its rows, which are sorted by expert."""
+ExpertsFn = Callable[..., Tensor]
+"""(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
+and summed. Where only some experts are here, they are numbered from 0, a choice of another number adds nothing, and
+`rows` says how many choices are here."""
 OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]], Any]
 """What replaces the experts `e` of each module named by `f(e)`."""
 
 Told = Callable[[], AbstractContextManager[None]]
-"""What makes a context in which experts are told how rows travel."""
+"""What makes a context in which experts are told how tokens travel."""
 
 _TRAVELS = "omni_travels"
-"""The attribute by which an experts module, for the time of a call, notes how rows travel, or is told how they did."""
+"""The attribute by which an experts module, for the time of a call, notes how tokens travel, or is told it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Travel:
-    """How many rows go where in one call."""
+    """How much goes where in one call: what each rank told the others, which this one keeps on the device too."""
 
-    counts_E: Tensor
-    """Rows that this rank has for each expert, int64, on the device."""
-    there_Pe: Tensor
-    """Rows that each rank sent to each expert of this rank, int64, on the device."""
-    going: list[int]
-    """Rows that each rank gets from this one."""
-    coming: list[int]
-    """Rows that this rank gets from each."""
+    told: Tensor
+    """Int64, on the device."""
+    tables: list[list[int]]
+    """By rank what it told."""
+
+
+class Tokens(NamedTuple):
+    """Tokens, the experts of each, and how much each of them counts; of this rank or of others."""
+
+    x: Tensor
+    expert: Tensor
+    weights: Tensor
+
+
+Part = Callable[[Tokens, int], Tensor]
+"""What the experts of this rank add to tokens, who have so many choices of them."""
+Find = Callable[[Tensor], Travel]
 
 
 def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn]:
     """The transformation of experts that are all here into experts that the ranks of `group` share, in order.
 
-    The new function takes this rank's rows of all experts and gives their results, in the same order; the function that
-    was there sees the rows of this rank's experts alone, sorted by expert, and their counts. Collective, also backward,
-    on ranks without rows too. The host waits for the device once, to learn how many rows come and go; never backward,
-    nor in a recomputation by `recompute_blocks`.
+    The function that was there is given tokens of all ranks, and the choices of this rank's experts counted from 0; it
+    has to leave out the others, of which there is no parameter here. Modules tell `num_experts`, E. Parts are added up
+    in fp32. Collective, also backward, on ranks without tokens too. The host waits for the device once, to learn how
+    much comes and goes; never backward, nor in a recomputation by `recompute_blocks`.
     """
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
-        def compute_across(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-            travel: Travel = getattr(module, _TRAVELS, _find_travel)(counts_E, group)
-            there = travel.going, travel.coming, group
-            arrived_rH = _Exchange.apply(rows_RH, *there)
-            # Rows come by rank and by expert, and are wanted by expert and by rank.
-            by_expert_r, by_rank_r = merge_orders(travel.there_Pe, sum(travel.coming))
-            out_rH = compute(module, _Permute.apply(arrived_rH, by_expert_r, by_rank_r), travel.there_Pe.sum(0))
-            back = travel.coming, travel.going, group
-            return _Exchange.apply(_Permute.apply(out_rH, by_rank_r, by_expert_r), *back)  # pyright: ignore[reportReturnType]
+        def compute_across(module: Any, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor) -> Tensor:
+            own = module.num_experts // group.size()
+            first = own * group.rank()
+
+            def compute_part(tokens: Tokens, rows: int) -> Tensor:
+                expert = tokens.expert - first
+                expert = expert.masked_fill((expert < 0) | (expert >= own), own)
+                return compute(module, tokens.x, expert, tokens.weights, rows=rows)
+
+            # A sum of parts that were rounded would depend on how many there are.
+            wide = torch.promote_types(weights_TK.dtype, torch.float32)
+            tokens = Tokens(x_TH, expert_TK, weights_TK.to(wide))
+            find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
+            across = _gathered if 2 * group.size() <= expert_TK.shape[1] else _sent
+            return across(compute_part, find, group, tokens, expert_TK // own)
 
         return compute_across
 
@@ -104,68 +123,79 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
 
 def remember_travels(modules: Sequence[nn.Module]) -> tuple[Told, Told]:
     """What makes two contexts, of a forward pass and of its recomputation: in the second the experts in `modules` know
-    from the first how many rows go where. Nothing is exchanged, nor the device waited for, to learn it again."""
+    from the first how much goes where. Nothing is exchanged, nor the device waited for, to learn it again."""
     noted: deque[Travel] = deque()
 
-    def note(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
-        noted.append(_find_travel(counts_E, group))
+    def note(told: Tensor, group: dist.ProcessGroup) -> Travel:
+        noted.append(_find_travel(told, group))
         return noted[-1]
 
-    def recall(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
+    def recall(told: Tensor, group: dist.ProcessGroup) -> Travel:
         if not noted:
-            raise RuntimeError("a recomputed block can be run backward once: how its rows travelled is used up.")
+            raise RuntimeError("a recomputed block can be run backward once: how its tokens travelled is used up.")
         travel = noted.popleft()
         # Loud without making the host wait; torch has no public name for it.
-        same = (travel.counts_E == counts_E).all()
+        same = (travel.told == told).all()
         torch._assert_async(same, "a recomputed router chose other experts than it did: it has to do the same twice")
         return travel
 
     return partial(_told, modules, note), partial(_told, modules, recall)
 
 
-def merge_orders(counts_Pe: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The order that sorts rows which lie by rank and by expert by expert and by rank, and the order back. Pure.
-
-    Args:
-        counts_Pe: rows that each rank sent to each expert, int64.
-        rows: how many there are together, so that the host need not ask.
-
-    >>> merge_orders(torch.tensor([[1, 2], [1, 0]]), 4)  # expert 0, expert 1, expert 1 of one rank; expert 0 of another
-    (tensor([0, 3, 1, 2]), tensor([0, 2, 3, 1]))
-    """
-    counts_eP = counts_Pe.T
-    starts_Pe = _starts(counts_Pe)
-    starts_eP = _starts(counts_eP)
-    move = partial(torch.repeat_interleave, output_size=rows)
-    place_r = torch.arange(rows, device=counts_Pe.device)
-    back_r = place_r + move((starts_eP.T - starts_Pe).flatten(), counts_Pe.flatten())
-    there_r = place_r + move((starts_Pe.T - starts_eP).flatten(), counts_eP.flatten())
-    return there_r, back_r
+def read_tables(tables: Tensor) -> list[list[int]]:
+    """`tables` as numbers, for which the host waits."""
+    return tables.tolist()
 
 
-def _starts(counts: Tensor) -> Tensor:
-    """Where each block of rows begins, of blocks that lie one after another."""
-    flat = counts.flatten()
-    return (flat.cumsum(0) - flat).view(counts.shape)
+def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, rank_TK: Tensor) -> Tensor:
+    """Every token meets the experts of every rank."""
+    T, P = len(rank_TK), group.size()
+    travel = find(torch.cat([_count(rank_TK, P), torch.full((1,), T, device=rank_TK.device)]))
+    longest = max(table[P] for table in travel.tables)
+    if longest > T:
+        # Ranks may have different numbers of tokens; one that only fills up chooses no expert.
+        fill = partial(F.pad, pad=(0, 0, 0, longest - T))
+        tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=-1), fill(tokens.weights))
+    x: Any = _Gather.apply(tokens.x, group)
+    weights: Any = _Gather.apply(tokens.weights, group)
+    rows = sum(table[group.rank()] for table in travel.tables)
+    out: Any = _SumScatter.apply(compute(Tokens(x, _gather(tokens.expert, group), weights), rows), group)
+    # A view would lose the hooks of sharding.
+    return out if longest == T else out[:T].clone()
 
 
-def read_counts(counts: Tensor) -> list[list[int]]:
-    """`counts` as numbers, for which the host waits."""
-    return counts.tolist()
+def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, rank_TK: Tensor) -> Tensor:
+    """A token goes to each rank that has an expert of its choice, once."""
+    P, me = group.size(), group.rank()
+    again_TKK = (rank_TK[:, :, None] == rank_TK[:, None, :]).tril(-1)
+    goes_TK = rank_TK.masked_fill(again_TKK.any(-1), P)
+    travel = find(torch.cat([_count(goes_TK, P), _count(rank_TK, P)]))
+    going, coming = travel.tables[me][:P], [table[me] for table in travel.tables]
+    order_C = goes_TK.flatten().sort(stable=True).indices
+    place_C = torch.empty_like(order_C)
+    place_C[order_C] = torch.arange(len(order_C), device=order_C.device)
+    lists = order_C[: sum(going)] // rank_TK.shape[1], place_C.view(rank_TK.shape)
+    x_u, weights_u = (
+        _Exchange.apply(_Pick.apply(each, *lists), going, coming, group) for each in (tokens.x, tokens.weights)
+    )
+    expert_u = _exchange(tokens.expert[lists[0]], going, coming, group)
+    part_u = compute(Tokens(x_u, expert_u, weights_u), sum(table[P + me] for table in travel.tables))  # pyright: ignore[reportArgumentType]
+    return _Put.apply(_Exchange.apply(part_u, coming, going, group), *lists)  # pyright: ignore[reportReturnType]
 
 
-def _find_travel(counts_E: Tensor, group: dist.ProcessGroup) -> Travel:
-    """How the rows of each expert travel, agreed between the ranks. Collective; the host waits for the device."""
-    ranks = dist.get_world_size(group)
-    there_E = torch.empty_like(counts_E)
-    dist.all_to_all_single(there_E, counts_E, group=group)
-    there_Pe = there_E.view(ranks, -1)
-    return Travel(counts_E, there_Pe, *read_counts(torch.stack([counts_E.view(ranks, -1).sum(1), there_Pe.sum(1)])))
+def _count(rank_TK: Tensor, ranks: int) -> Tensor:
+    """How many of `rank_TK` are of each rank, (P,) int64."""
+    return torch.stack([(rank_TK == rank).sum() for rank in range(ranks)])
+
+
+def _find_travel(told: Tensor, group: dist.ProcessGroup) -> Travel:
+    """What each rank tells. Collective; the host waits for the device."""
+    return Travel(told, read_tables(_gather(told[None], group)))
 
 
 @contextmanager
 def _told(modules: Sequence[nn.Module], find: Callable[[Tensor, dist.ProcessGroup], Travel]) -> Iterator[None]:
-    """While open, each of `modules` finds how its rows travel by `find`."""
+    """While open, each of `modules` finds how its tokens travel by `find`."""
     for module in modules:
         setattr(module, _TRAVELS, find)
     try:
@@ -175,13 +205,41 @@ def _told(modules: Sequence[nn.Module], find: Callable[[Tensor, dist.ProcessGrou
             delattr(module, _TRAVELS)
 
 
-class _Exchange(torch.autograd.Function):
-    """Send and receive so many rows to and from each rank; backward, the gradients go the other way."""
+class _Gather(torch.autograd.Function):
+    """Of each rank as many tokens; backward, the gradients of each are summed where it came from, in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, rows_RH: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gather(x_TX, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return _sum_scatter(grads[0], ctx.group).to(grads[0].dtype), None
+
+
+class _SumScatter(torch.autograd.Function):
+    """Parts of each rank's tokens, summed where they came from; backward, every part has the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum_scatter(part_TX, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return _gather(grads[0], ctx.group), None
+
+
+class _Exchange(torch.autograd.Function):
+    """Send and receive so many tokens to and from each rank; backward, the gradients go the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x_UX: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.way = coming, going, group
-        return _exchange(rows_RH, going, coming, group)
+        return _exchange(x_UX, going, coming, group)
 
     @staticmethod
     @once_differentiable
@@ -189,22 +247,54 @@ class _Exchange(torch.autograd.Function):
         return _exchange(grads[0], *ctx.way), None, None, None
 
 
-class _Permute(torch.autograd.Function):
-    """Rows in another order; backward, gradients in the order they were."""
+class _Pick(torch.autograd.Function):
+    """What is sent of each token; backward, gradients of what was sent are summed in the order of its choices."""
 
     @staticmethod
-    def forward(ctx: Any, rows_RH: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-        ctx.save_for_backward(back_R)
-        return rows_RH[order_R]
+    def forward(ctx: Any, x_TX: Tensor, token_U: Tensor, place_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(place_TK)
+        return x_TX[token_U]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (back_R,) = ctx.saved_tensors
-        return grads[0][back_R], None, None
+        return _put(grads[0], ctx.saved_tensors[0]), None, None
 
 
-def _exchange(rows_RH: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
-    arrived = rows_RH.new_empty(sum(coming), *rows_RH.shape[1:])
-    dist.all_to_all_single(arrived, rows_RH.contiguous(), coming, going, group=group)
+class _Put(torch.autograd.Function):
+    """What comes back of each token, summed in the order of its choices."""
+
+    @staticmethod
+    def forward(ctx: Any, x_UX: Tensor, token_U: Tensor, place_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_U)
+        return _put(x_UX, place_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return grads[0][ctx.saved_tensors[0]], None, None
+
+
+def _put(x_UX: Tensor, place_TK: Tensor) -> Tensor:
+    # A choice for which nothing was sent adds a row of zeros.
+    padded = F.pad(x_UX, (0, 0, 0, 1))
+    return padded[place_TK.clamp(max=len(x_UX))].sum(1)
+
+
+def _gather(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
+    whole = x_TX.new_empty(group.size() * len(x_TX), *x_TX.shape[1:])
+    dist.all_gather_into_tensor(whole, x_TX.contiguous(), group=group)
+    return whole
+
+
+def _sum_scatter(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
+    wide = x_TX.to(torch.promote_types(x_TX.dtype, torch.float32)).contiguous()
+    part = wide.new_empty(len(wide) // group.size(), *wide.shape[1:])
+    dist.reduce_scatter_tensor(part, wide, group=group)
+    return part
+
+
+def _exchange(x_UX: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
+    arrived = x_UX.new_empty(sum(coming), *x_UX.shape[1:])
+    dist.all_to_all_single(arrived, x_UX.contiguous(), coming, going, group=group)
     return arrived

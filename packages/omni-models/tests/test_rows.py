@@ -1,0 +1,120 @@
+"""Laws of the way from tokens to rows of experts and back: the formula, its gradients, and that the kernels obey it."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omni_models.experts import sort_choices
+from omni_models.rows import Routes, collect, silu_halves, spread
+
+HERE = Path(__file__).parent
+EXPERTS = 4
+CASES = {
+    "all here": (7, 3, 20, EXPERTS),
+    "some elsewhere": (9, 2, 1030, 2),
+    "none here": (5, 2, 8, 0),
+}
+"""Tokens, choices, features, and how many of four experts are here."""
+
+
+def make_case(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    T, K, H, here = CASES[name]
+    random = torch.Generator().manual_seed(0)
+    expert_TK = torch.rand(T, EXPERTS, generator=random).topk(K).indices
+    rows = int((expert_TK < here).sum())
+    routes = sort_choices(expert_TK.clamp(max=here), here, rows)
+    shapes = {
+        "x": (T, H),
+        "rows": (rows, H),
+        "weights": (T, K),
+        "d_out": (T, H),
+        "both": (rows, 6),
+        "d_gated": (rows, 3),
+    }
+    drawn = {key: torch.randn(shape, generator=random).to(dtype) for key, shape in shapes.items()}
+    return drawn | {
+        "place": routes.place_TK,
+        "order": routes.order_R,
+        "routes": routes,
+        "expert": expert_TK,
+        "here": here,
+    }
+
+
+def by_formula(case: dict[str, Any]) -> dict[str, Tensor]:
+    """What each choice of each token adds, one by one, in fp64, and the gradients that autograd finds of it."""
+    place, K = case["place"], case["place"].shape[1]
+    rows, weights, both = (case[name].double().requires_grad_() for name in ("rows", "weights", "both"))
+    total, plain = torch.zeros(2, *case["d_out"].shape, dtype=torch.float64).unbind()
+    for t, k in ((t, k) for t in range(len(place)) for k in range(K) if place[t, k] < len(rows)):
+        total = total.index_add(0, torch.tensor([t]), (weights[t, k] * rows[place[t, k]])[None])
+        plain = plain.index_add(0, torch.tensor([t]), rows[place[t, k]][None])
+    gated = F.silu(both[:, :3]) * both[:, 3:]
+    ends = [((total + 0 * rows.sum()) * case["d_out"]).sum() + 0 * weights.sum(), (gated * case["d_gated"]).sum()]
+    d_rows, d_weights, d_both = torch.autograd.grad(sum(ends), (rows, weights, both))  # pyright: ignore[reportArgumentType]
+    values = {"sum": total, "plain sum": plain, "gated": gated}
+    return {k: v.detach() for k, v in values.items()} | {"d_rows": d_rows, "d_weights": d_weights, "d_both": d_both}
+
+
+def check(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    slack = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    assert found.keys() == expected.keys()
+    for name, want in expected.items():
+        assert found[name].shape == want.shape, name
+        assert (found[name].cpu().double() - want).norm() <= slack * want.norm(), name
+
+
+def by_functions(case: dict[str, Any], device: str) -> dict[str, Tensor]:
+    """The same by `omni_models.rows`."""
+    routes = Routes(*(x.to(device) for x in (case["order"], case["place"], case["routes"].counts_E)))
+    rows, weights, both, x = (case[k].to(device).requires_grad_() for k in ("rows", "weights", "both", "x"))
+    total, gated = collect(rows, weights, routes), silu_halves(both)
+    d_outs = [case["d_out"].to(device, total.dtype), case["d_gated"].to(device)]
+    d_rows, d_weights, d_both = torch.autograd.grad([total, gated], [rows, weights, both], d_outs)
+    # Spreading is the transpose of the plain sum.
+    (plain,) = torch.autograd.grad(spread(x, routes), x, rows.detach())
+    grads = {"d_rows": d_rows, "d_weights": d_weights, "d_both": d_both}
+    return {"sum": total.detach(), "plain sum": plain, "gated": gated.detach()} | grads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_weighed_summed_and_gated_as_the_formula_says(name: str, dtype: torch.dtype) -> None:
+    case = make_case(name, dtype)
+    check(by_functions(case, "cpu"), by_formula(case), dtype)
+
+
+def test_a_row_is_its_token() -> None:
+    case = make_case("some elsewhere", torch.float32)
+    rows = spread(case["x"], case["routes"])
+    expected = [case["x"][t] for e in range(case["here"]) for t in range(9) if e in case["expert"][t]]
+    assert torch.equal(rows, torch.stack(expected))
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> None:
+    kinds = [(name, dtype) for name in CASES for dtype in (torch.float32, torch.bfloat16)]
+    cases = [make_case(name, dtype) for name, dtype in kinds]
+    keys = ("rows", "weights", "place", "order", "d_out", "both", "d_gated")
+    torch.save([{key: case[key] for key in keys} for case in cases], tmp_path / "given")
+    command = [sys.executable, str(HERE / "rows_main.py"), str(tmp_path / "given"), str(tmp_path / "found")]
+    ran = subprocess.run(command, env={"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for case, (_, dtype), found in zip(cases, kinds, torch.load(tmp_path / "found"), strict=True):
+        check(found, by_formula(case), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_the_kernels_obey_the_formula(name: str, dtype: torch.dtype) -> None:
+    case = make_case(name, dtype)
+    check(by_functions(case, "cuda"), by_formula(case), dtype)
