@@ -180,6 +180,7 @@ def test_the_host_never_waits_for_the_device_and_no_expert_is_looped_over() -> N
     assert not any("one_hot" in name or "scatter_add" in name or "index_add" in name for name in seen.names)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.gpu
 @pytest.mark.parametrize("bias", [True, False])
 def test_on_a_gpu_in_bf16_the_host_never_waits_and_the_numbers_are_those_of_the_loop(bias: bool) -> None:
