@@ -1,7 +1,12 @@
-"""Tiny configurations by family, for tests."""
+"""Tiny configurations by family, for tests; and a way to run kernels of Triton without a GPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -123,3 +128,15 @@ def make_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """A tiny configuration of `family`."""
     fields = SHAPE | (FAMILIES | MIXTURES | LINEAR_FAMILIES)[family] | overrides
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def interpret(kind: str, cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What `triton_main.py` finds of `cases` in Triton's interpreter, which has to be chosen before any import."""
+    torch.save(cases, folder / "given")
+    main = Path(__file__).parent / "triton_main.py"
+    command = [sys.executable, str(main), kind, str(folder / "given"), str(folder / "found")]
+    ran = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return torch.load(folder / "found")

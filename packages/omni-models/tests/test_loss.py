@@ -1,10 +1,13 @@
 """Laws of the loss: chunked equals full, in value and every gradient, and what would be wrong is refused."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import FAMILIES, make_config
+from shapes import FAMILIES, interpret, make_config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -123,6 +126,45 @@ def test_no_gradient_is_made_where_none_is_asked() -> None:
         loss = summed_loss(model, inputs, labels_BS)
     assert not loss.requires_grad
     assert loss.item() == expected.item()
+
+
+def make_logits(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of three blocks of the kernel and a bit; a label at each end, and one of which the model is sure."""
+    logits_TV = torch.randn(4, 3 * 8192 + 5, generator=torch.Generator().manual_seed(0)) * 3
+    labels_T = torch.tensor([0, 3 * 8192 + 4, 8192, 17])
+    logits_TV[3, 17] = 20.0
+    return {"logits": logits_TV.to(dtype), "labels": labels_T}
+
+
+def check_logits(case: dict[str, Tensor], loss_T: Tensor, grad_TV: Tensor) -> None:
+    exact = case["logits"].double().requires_grad_()
+    expected_T = nn.functional.cross_entropy(exact, case["labels"], reduction="none")
+    expected_T.sum().backward()
+    assert exact.grad is not None
+    assert torch.allclose(loss_T.cpu().double(), expected_T, rtol=1e-5, atol=1e-6)
+    assert grad_TV.dtype == case["logits"].dtype
+    slack = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[grad_TV.dtype]
+    for mine, theirs in zip(grad_TV.cpu().double(), exact.grad, strict=True):
+        assert (mine - theirs).norm() <= slack * theirs.norm()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_the_kernel_gives_losses_and_gradients_in_tritons_interpreter(tmp_path: Path) -> None:
+    cases = [make_logits(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for case, found in zip(cases, interpret("loss", cases, tmp_path), strict=True):
+        check_logits(case, found["loss"], found["grad"])
+        assert torch.equal(found["loss alone"], found["loss"])
+        assert torch.equal(found["kept"], case["logits"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_the_kernel_gives_losses_and_gradients(dtype: torch.dtype) -> None:
+    from omni_models import triton_loss
+
+    case = make_logits(dtype)
+    grad_TV = case["logits"].cuda()
+    check_logits(case, triton_loss.cross_entropy_(grad_TV, case["labels"].cuda(), grads=True), grad_TV)
 
 
 @pytest.mark.gpu

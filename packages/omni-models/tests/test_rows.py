@@ -1,7 +1,5 @@
 """Laws of the way from tokens to rows of experts and back: the formula, its gradients, and that the kernels obey it."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import interpret
 from torch import Tensor
 
 from omni_models.experts import sort_choices
 from omni_models.rows import Routes, collect, silu_halves, spread
 
-HERE = Path(__file__).parent
 EXPERTS = 4
 CASES = {
     "all here": (7, 3, 20, EXPERTS),
@@ -103,11 +101,8 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
     kinds = [(name, dtype) for name in CASES for dtype in (torch.float32, torch.bfloat16)]
     cases = [make_case(name, dtype) for name, dtype in kinds]
     keys = ("rows", "weights", "place", "order", "d_out", "both", "d_gated")
-    torch.save([{key: case[key] for key in keys} for case in cases], tmp_path / "given")
-    command = [sys.executable, str(HERE / "rows_main.py"), str(tmp_path / "given"), str(tmp_path / "found")]
-    ran = subprocess.run(command, env={"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    for case, (_, dtype), found in zip(cases, kinds, torch.load(tmp_path / "found"), strict=True):
+    given = [{key: case[key] for key in keys} for case in cases]
+    for case, (_, dtype), found in zip(cases, kinds, interpret("rows", given, tmp_path), strict=True):
         check(found, by_formula(case), dtype)
 
 

@@ -2,7 +2,8 @@
 
 The loss of a language model is the largest thing it computes: at 150,000 tokens of vocabulary, the logits of one row
 of 8,192 are 5 GB in fp32. The chunked loss never holds more than `CHUNK_BYTES` of them: it replaces the output head,
-for the time of one call, by a function from hidden states to the loss.
+for the time of one call, by a function from hidden states to the loss. On a GPU with Triton they turn into their
+gradient where they lie, in the dtype of the hidden states, and are never in fp32.
 
 Dimensions: B rows, s tokens of a row on this rank, T = B*s tokens, H hidden size, V vocabulary.
 """
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from omni_models.rows import fuses
+
 IGNORE = -100
 """The label of a token that is no target."""
 
 CHUNK_BYTES = 1 << 30
-"""Most bytes of fp32 logits that the chunked loss holds at once."""
+"""Most bytes of logits that the chunked loss holds at once; in fp32, but where they are fused with their gradient."""
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale", "mup_width_scale")
 """Fields of configurations of models that multiply their logits after the head, whatever the value."""
@@ -100,13 +103,14 @@ def chunked_cross_entropy(
     return out
 
 
-def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES) -> int:
-    """How many tokens a chunk holds so that its fp32 logits fit `max_bytes`, in chunks of nearly equal size. Pure.
+def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES, *, itemsize: int = 4) -> int:
+    """How many tokens a chunk holds so that its logits, of `itemsize` bytes each, fit `max_bytes`, in chunks of nearly
+    equal size. Pure.
 
     >>> chunk_tokens(8192, 151936)
     1639
     """
-    most = max(1, max_bytes // (4 * vocab_size))
+    most = max(1, max_bytes // (itemsize * vocab_size))
     chunks = max(1, -(-tokens // most))
     return max(1, -(-tokens // chunks))
 
@@ -133,7 +137,8 @@ def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Ten
     def forward(hidden_BsH: Tensor) -> Tensor:
         _refuse_unequal(labels_Bs, hidden_BsH)
         hidden_TH, labels_T = hidden_BsH.flatten(0, -2), labels_Bs.flatten()
-        chunk = chunk_tokens(len(hidden_TH), head.weight.shape[0])
+        itemsize = hidden_TH.dtype.itemsize if fuses(hidden_TH) else 4
+        chunk = chunk_tokens(len(hidden_TH), head.weight.shape[0], itemsize=itemsize)
         loss = chunked_cross_entropy(hidden_TH, head.weight, head.bias, labels_T, chunk)
         losses.append((loss, loss._version))
         return loss
@@ -143,6 +148,24 @@ def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Ten
         yield losses
     finally:
         del head.forward
+
+
+def _cross_entropy(logits_TV: Tensor, index_T1: Tensor, *, grads: bool) -> tuple[Tensor, Tensor | None]:
+    """The cross entropy of each token, (T, 1) fp32, and if wanted its gradient, softmax - one_hot, in the dtype of the
+    products that read it. The label's own entry is subtracted in fp32 first, since a sure model's would round to zero.
+
+    Donates `logits_TV`.
+    """
+    if fuses(logits_TV):
+        from omni_models import triton_loss
+
+        return triton_loss.cross_entropy_(logits_TV, index_T1, grads=grads)[:, None], logits_TV if grads else None
+    logp_TV = logits_TV.log_softmax(dim=-1, dtype=torch.float32)
+    logp_T1 = logp_TV.gather(1, index_T1)
+    if not grads:
+        return -logp_T1, None
+    d_logits_TV = torch.exp(logp_TV, out=torch.empty_like(logits_TV))
+    return -logp_T1, d_logits_TV.scatter_(1, index_T1, logp_T1.expm1().to(logits_TV.dtype))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -159,15 +182,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden, labels = hidden_TH[part], labels_T[part]
             target = (labels != IGNORE)[:, None]
             index = labels.clamp(min=0)[:, None]
-            logp = F.linear(hidden, weight_VH, bias_V).log_softmax(dim=-1, dtype=torch.float32)
-            logp_label = logp.gather(1, index)
-            total -= (logp_label * target).sum()
-            if not (need_hidden or need_weight or need_bias):
+            logits = F.linear(hidden, weight_VH, bias_V)
+            losses, d_logits = _cross_entropy(logits, index, grads=need_hidden or need_weight or need_bias)
+            total += (losses * target).sum()
+            if d_logits is None:
                 continue
-            # d loss / d logits is softmax - one_hot: written once, in the dtype of the products that read it. The
-            # label's own entry is subtracted in fp32 first, since a sure model's would round to zero.
-            d_logits = torch.exp(logp, out=torch.empty_like(logp, dtype=hidden.dtype))
-            d_logits.scatter_(1, index, logp_label.expm1().to(hidden.dtype))
             # What is no target is left out where it is cheap: of the hidden side, not of the vocabulary.
             if d_hidden_TH is not None:
                 torch.mm(d_logits, weight_VH, out=d_hidden_TH[part]).mul_(target)

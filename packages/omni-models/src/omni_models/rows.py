@@ -73,7 +73,7 @@ class _Collect(torch.autograd.Function):
         rows_RH, weights_TK, order_R, place_TK = ctx.saved_tensors
         wide = torch.promote_types(rows_RH.dtype, torch.float32)
         d_weights_TK = torch.zeros_like(weights_TK, dtype=wide, memory_format=torch.contiguous_format)
-        if _fused(rows_RH):
+        if fuses(rows_RH):
             from omni_models import triton_rows
 
             d_rows_RH = triton_rows.grad_rows(grads[0], rows_RH, weights_TK, order_R, d_weights_TK)
@@ -88,7 +88,7 @@ class _SiluHalves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, both_RF: Tensor) -> Tensor:
         ctx.save_for_backward(both_RF)
-        if _fused(both_RF):
+        if fuses(both_RF):
             from omni_models import triton_rows
 
             return triton_rows.silu_halves(both_RF)
@@ -99,7 +99,7 @@ class _SiluHalves(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (both_RF,) = ctx.saved_tensors
-        if _fused(both_RF):
+        if fuses(both_RF):
             from omni_models import triton_rows
 
             return (triton_rows.grad_silu_halves(grads[0], both_RF),)
@@ -112,7 +112,7 @@ class _SiluHalves(torch.autograd.Function):
 
 def sum_rows(rows_RH: Tensor, place_TK: Tensor, weights_TK: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(T, H) of `dtype`: the rows of each token, weighted and summed in the order of its choices. No gradients."""
-    if _fused(rows_RH):
+    if fuses(rows_RH):
         from omni_models import triton_rows
 
         return triton_rows.sum_rows(rows_RH, place_TK, weights_TK, dtype)
@@ -123,5 +123,6 @@ def sum_rows(rows_RH: Tensor, place_TK: Tensor, weights_TK: Tensor | None, dtype
     return (rows_TKH if weights_TK is None else rows_TKH * weights_TK[..., None]).sum(1).to(dtype)
 
 
-def _fused(rows: Tensor) -> bool:
+def fuses(rows: Tensor) -> bool:
+    """Whether kernels of Triton run on such a tensor."""
     return rows.is_cuda and _HAS_TRITON and rows.dtype in _DTYPES

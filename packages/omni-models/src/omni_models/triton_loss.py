@@ -1,0 +1,49 @@
+# ruff: noqa: ANN001, ANN202, PLR0917 A kernel is called by position, with pointers that have no type in Python.
+"""The kernel of the chunked loss: logits become their gradient where they lie, read twice and written once.
+
+Written in Triton (Tillet et al., 2019), which comes with torch for CUDA. The sum of exponentials is kept while it is
+read, at the largest logit so far (Milakov and Gimelshein, 2018, arXiv:1805.02867).
+
+Dimensions: T tokens, V vocabulary.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 8192
+
+
+def cross_entropy_(logits_TV: Tensor, labels_T: Tensor, *, grads: bool) -> Tensor:
+    """The cross entropy of each token, (T,) fp32, nats. Donates `logits_TV`, contiguous: with `grads` it becomes
+    softmax minus one at the label, computed in fp32 and rounded once. Labels are rows of the vocabulary."""
+    loss_T = logits_TV.new_empty(len(labels_T), dtype=torch.float32)
+    _cross_entropy[(len(labels_T),)](loss_T, logits_TV, labels_T, logits_TV.shape[1], grads, _BLOCK, num_warps=16)
+    return loss_T
+
+
+@triton.jit
+def _cross_entropy(loss, logits, labels, V, GRADS: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    row = logits + token * V
+    label = tl.load(labels + token)
+    # Read before anything is written, with a sum over all threads in between.
+    at_label = tl.load(row + label).to(tl.float32)
+    most = tl.full((), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((), dtype=tl.float32)
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        values = tl.load(row + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, tl.max(values))
+        total = total * tl.exp(most - higher) + tl.sum(tl.exp(values - higher))
+        most = higher
+    log_total = most + tl.log(total)
+    tl.store(loss + token, log_total - at_label)
+    if GRADS:
+        for start in range(0, V, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            values = tl.load(row + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
+            share = tl.exp(values - log_total)
+            grad = tl.where(columns == label, share - 1, share)
+            tl.store(row + columns, grad.to(logits.dtype.element_ty), mask=columns < V)
