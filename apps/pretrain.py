@@ -19,7 +19,7 @@ from decide import decide
 from preflight import start
 from request import Config
 from resume import load_run, save_run
-from step import accumulate_grads_, mean_reach, place, rebalance_
+from step import accumulate_grads_, mean_reach, place, rare_collections, rebalance_
 from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
 
 from omni_data import Cursor, prefetch, stream_batches
@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     """Train as `config` says. Effect: joins the world, writes checkpoints and metrics below `config.out`."""
     # Decide. What will happen is known, and printed, before anything does.
     run = decide(config)
-    with join_world(device=run.device) as world:
+    with join_world(device=run.device) as world, rare_collections() as collect_at:
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
         model = use_kernels(run.model, run.kernels, device_type=run.device)
@@ -103,6 +103,7 @@ def main(config: Config) -> None:
             lr = run.schedule(state.step)
             state = update(state, run.schedule)
             rebalance_(model, loads, run.rate)
+            collect_at(state.step)
 
             # Reading the numbers waits for the device, so the time is taken after it.
             values = {name: value.item() for name, value in metrics.items()}

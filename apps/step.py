@@ -1,6 +1,8 @@
 """One step of training: rows to tensors, what their attention costs, tensors to gradients, the balance of experts."""
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,27 @@ from omni_models import (
 from omni_parallel import global_sum
 
 Loss = Literal["auto", "chunked", "full"]
+
+
+@contextmanager
+def rare_collections(every: int = 50) -> Iterator[Callable[[int], None]]:
+    """While open, Python looks for garbage only where it is told a step, and then at each `every`-th.
+
+    Left to itself it looks in the midst of steps, on each rank at another time, for which all others wait.
+    """
+
+    def collect_at(step: int) -> None:
+        if step % every == 0:
+            gc.collect()
+
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield collect_at
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0, parts: int = 1) -> dict[str, Any]:

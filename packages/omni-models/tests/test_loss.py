@@ -145,7 +145,7 @@ def check_logits(case: dict[str, Tensor], loss_T: Tensor, grad_TV: Tensor) -> No
     assert grad_TV.dtype == case["logits"].dtype
     slack = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[grad_TV.dtype]
     for mine, theirs in zip(grad_TV.cpu().double(), exact.grad, strict=True):
-        assert (mine - theirs).norm() <= slack * theirs.norm()
+        assert (mine - theirs).norm() <= slack * theirs.norm() + 1e-6  # What fp32 knows of a probability near 1.
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
