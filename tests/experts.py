@@ -145,6 +145,7 @@ HARD: dict[str, tuple[dict[str, Any], Sequence[Sequence[int]]]] = {
     "all tokens to one expert": ({"num_experts_per_tok": 1}, ROWS),
     "all tokens to two experts": ({}, ROWS),
     "more experts than tokens": ({"num_experts": 64}, ((3, 2), (5,), (4, 1), (1, 1, 3))),
+    "rows of different lengths": ({}, ((9, 1), (3,), (20,), (5, 6))),
 }
 """What is hard: changes of a configuration of qwen3_moe, and the rows."""
 

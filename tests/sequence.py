@@ -253,7 +253,7 @@ def packed(
     random = torch.Generator().manual_seed(1)
     drawn = [[torch.randint(10, 80, (n,), generator=random).tolist() for n in row] for row in (*skip, *lengths)]
     rows = drawn[len(skip) :]
-    batch = pack_batch(rows, sum(lengths[0]))
+    batch = pack_batch(rows, max(map(sum, lengths)))
     bounds, longest = document_bounds(batch.segments_BS)
     inputs = {
         "input_ids": torch.from_numpy(batch.tokens_BS),

@@ -50,13 +50,22 @@ def test_every_mesh_equals_plain_transformers_on_one_rank(name: str, run: Run) -
         assert gradient <= TOLERANCE, f"{label}: {parameter}"
 
 
-@pytest.mark.parametrize("hard", [name for name in HARD if name != "none"])
+@pytest.mark.parametrize("hard", [name for name in HARD if name not in ("none", "rows of different lengths")])
 def test_idle_ranks_and_more_experts_than_tokens_are_exact_and_never_hang(hard: str, run: Run) -> None:
     errors = run(compare, 4, "qwen3_moe", MESHES, RecomputeConfig(every=1), hard)[0]
     for label, (loss, norm, gradient, parameter) in errors.items():
         assert loss <= TOLERANCE, label
         assert norm <= 1e-6, label
         assert gradient <= TOLERANCE, f"{label}: {parameter}"
+
+
+@pytest.mark.parametrize("label", ["shard 4, ep 2", "shard 4, ep 4"], ids=["gathered", "sent"])
+def test_ranks_may_have_different_numbers_of_tokens(label: str, run: Run) -> None:
+    errors = run(compare, 4, "qwen3_moe", {label: MESHES[label]}, RecomputeConfig(every=1), "rows of different lengths")
+    loss, norm, gradient, parameter = errors[0][label]
+    assert loss <= TOLERANCE
+    assert norm <= 1e-6
+    assert gradient <= TOLERANCE, parameter
 
 
 @pytest.mark.parametrize("keep", ["nothing", "attention", "matmuls"])

@@ -37,7 +37,6 @@ OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]],
 
 Told = Callable[[], AbstractContextManager[None]]
 """What makes a context in which experts are told how tokens travel."""
-
 _TRAVELS = "omni_travels"
 """The attribute by which an experts module, for the time of a call, notes how tokens travel, or is told it."""
 
@@ -61,7 +60,7 @@ class Tokens(NamedTuple):
 
 
 Part = Callable[[Tokens, int], Tensor]
-"""What the experts of this rank add to tokens, who have so many choices of them."""
+"""What the experts of this rank add to tokens that have so many choices of them."""
 Find = Callable[[Tensor], Travel]
 
 
@@ -69,9 +68,9 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
     """The transformation of experts that are all here into experts that the ranks of `group` share, in order.
 
     The function that was there is given tokens of all ranks, and the choices of this rank's experts counted from 0; it
-    has to leave out the others, of which there is no parameter here. Modules tell `num_experts`, E. Parts are added up
-    in fp32. Collective, also backward, on ranks without tokens too. The host waits for the device once, to learn how
-    much comes and goes; never backward, nor in a recomputation by `recompute_blocks`.
+    has to leave out the others, of which there is no parameter here. Modules have `num_experts`, E. Parts are added up
+    in fp32. Collective, also backward, on ranks without tokens too, of which each may have its own number. The host
+    waits once, to learn how much comes and goes; never backward, nor in a recomputation by `recompute_blocks`.
     """
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
@@ -80,8 +79,8 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
             first = own * group.rank()
 
             def compute_part(tokens: Tokens, rows: int) -> Tensor:
-                expert = tokens.expert - first
-                expert = expert.masked_fill((expert < 0) | (expert >= own), own)
+                # Counted from the first of this rank, around the circle of all and the one that there is not.
+                expert = (tokens.expert - first) % (module.num_experts + 1)
                 return compute(module, tokens.x, expert, tokens.weights, rows=rows)
 
             # A sum of parts that were rounded would depend on how many there are.
@@ -89,7 +88,7 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
             tokens = Tokens(x_TH, expert_TK, weights_TK.to(wide))
             find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
             across = _gathered if 2 * group.size() <= expert_TK.shape[1] else _sent
-            return across(compute_part, find, group, tokens, expert_TK // own)
+            return across(compute_part, find, group, tokens, own)
 
         return compute_across
 
@@ -147,15 +146,15 @@ def read_tables(tables: Tensor) -> list[list[int]]:
     return tables.tolist()
 
 
-def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, rank_TK: Tensor) -> Tensor:
+def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, own: int) -> Tensor:
     """Every token meets the experts of every rank."""
-    T, P = len(rank_TK), group.size()
-    travel = find(torch.cat([_count(rank_TK, P), torch.full((1,), T, device=rank_TK.device)]))
+    T, P = len(tokens.x), group.size()
+    travel = find(F.pad(_count(tokens.expert // own, P), (0, 1), value=T))
     longest = max(table[P] for table in travel.tables)
     if longest > T:
-        # Ranks may have different numbers of tokens; one that only fills up chooses no expert.
+        # Ranks may have different numbers of tokens; one that only fills up chooses an expert that there is not.
         fill = partial(F.pad, pad=(0, 0, 0, longest - T))
-        tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=-1), fill(tokens.weights))
+        tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=own * P), fill(tokens.weights))
     x: Any = _Gather.apply(tokens.x, group)
     weights: Any = _Gather.apply(tokens.weights, group)
     rows = sum(table[group.rank()] for table in travel.tables)
@@ -164,9 +163,10 @@ def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Token
     return out if longest == T else out[:T].clone()
 
 
-def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, rank_TK: Tensor) -> Tensor:
+def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, own: int) -> Tensor:
     """A token goes to each rank that has an expert of its choice, once."""
     P, me = group.size(), group.rank()
+    rank_TK = tokens.expert // own
     again_TKK = (rank_TK[:, :, None] == rank_TK[:, None, :]).tril(-1)
     goes_TK = rank_TK.masked_fill(again_TKK.any(-1), P)
     travel = find(torch.cat([_count(goes_TK, P), _count(rank_TK, P)]))
@@ -185,7 +185,7 @@ def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, r
 
 def _count(rank_TK: Tensor, ranks: int) -> Tensor:
     """How many of `rank_TK` are of each rank, (P,) int64."""
-    return torch.stack([(rank_TK == rank).sum() for rank in range(ranks)])
+    return (rank_TK.flatten() == torch.arange(ranks, device=rank_TK.device)[:, None]).sum(1)
 
 
 def _find_travel(told: Tensor, group: dist.ProcessGroup) -> Travel:
