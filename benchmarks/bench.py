@@ -95,7 +95,8 @@ def watch(step: Callable[..., Any], first: int, steps: int, to: Path | None) -> 
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        # The app has read the numbers of the step before, so the device is idle.
+        if calls in (first, first + steps) and torch.cuda.is_available():
+            torch.cuda.synchronize()
         if torch.distributed.get_rank() == 0 and calls == first:
             profiler.start()
         if torch.distributed.get_rank() == 0 and calls == first + steps:
