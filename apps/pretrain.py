@@ -13,7 +13,6 @@ Without weights the model starts at random. A run found in --out is continued.
 # Read it top to bottom: that is the order in which things happen.
 
 import time
-from collections import deque
 
 import torch
 from decide import decide
@@ -21,7 +20,7 @@ from preflight import start
 from request import Config
 from resume import load_run, save_run
 from step import accumulate_grads_, mean_reach, place, rare_collections, rebalance_
-from watch import Done, append_row, forget_after, peak_memory_gb, progress_line, read_done, tell_step, what_next
+from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
 
 from omni_data import Cursor, prefetch, stream_batches
 from omni_mesh import join_world, make_mesh
@@ -88,7 +87,7 @@ def main(config: Config) -> None:
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        first, started, done = state.step, (began := time.perf_counter()), deque[Done]()
+        first, started = state.step, (began := time.perf_counter())
         while state.step < stop:
             # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
             torch.manual_seed(hash((config.seed, state.step, world.rank)))
@@ -106,25 +105,28 @@ def main(config: Config) -> None:
             rebalance_(model, loads, run.rate)
             collect_at(state.step)
 
-            # Reading waits for a GPU, so the numbers of a step are read once the next is under way, unless it is saved.
-            done.append(Done(state.step, metrics, loads, lr, cursor.rows * config.seq_len, waited, reach))
-            saves = state.step % config.save_every == 0 or state.step == stop
-            for told, values in read_done(done, keep=0 if saves or run.device == "cpu" else 1):
-                row = tell_step(
-                    told,
-                    values,
-                    tokens=run.batch * config.seq_len,
-                    seconds=time.perf_counter() - began,
-                    ranks=world.size,
-                    flops=flops_per_token(run.facts, told.reach),
-                    memory_gb=peak_memory_gb(world.device),
-                )
-                began += row["seconds"]
-                if chief:
-                    append_row(config.out / "metrics.jsonl", row)
-                    print(progress_line(row, config.steps, (began - started) / (told.step - first)), flush=True)
+            # Reading the numbers waits for the device, so the time is taken after it.
+            values = {name: value.item() for name, value in metrics.items()}
+            check_finite(state.step, values)
+            row = tell_step(
+                state.step,
+                values,
+                lr=lr,
+                tokens=run.batch * config.seq_len,
+                tokens_so_far=cursor.rows * config.seq_len,
+                seconds=time.perf_counter() - began,
+                waited=waited,
+                ranks=world.size,
+                flops=flops_per_token(run.facts, reach),
+                memory_gb=peak_memory_gb(world.device),
+                loads=loads,
+            )
+            began += row["seconds"]
+            if chief:
+                append_row(config.out / "metrics.jsonl", row)
+                print(progress_line(row, config.steps, (began - started) / (state.step - first)), flush=True)
 
-            if saves:
+            if state.step % config.save_every == 0 or state.step == stop:
                 save_run(config.out, state, cursor, run.order, keep=config.keep)
                 began = time.perf_counter()
         batches.close()

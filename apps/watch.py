@@ -4,9 +4,7 @@ import json
 import math
 import resource
 import sys
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +14,48 @@ from torch import Tensor
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A step under way or done, whose numbers may still be in the making on the device."""
-
-    step: int
-    """Counted from one."""
-    metrics: Mapping[str, Tensor]
-    """`loss` (nats a target), `targets`, `grad_norm`."""
-    loads: Mapping[str, Tensor]
-    """By layer, the tokens of all ranks that chose each expert (E,); empty without experts."""
-    lr: float
-    """Learning rate of the step."""
-    tokens: int
-    """Of all steps so far."""
-    waited: float
-    """Seconds until its data was on its way to the device."""
-    reach: float
-    """Tokens of the document that a token is in, on average."""
-
-
-def read_done(done: deque[Done], *, keep: int) -> Iterator[tuple[Done, dict[str, float]]]:
-    """Each step of `done` but the last `keep`, and its metrics as numbers. Donates `done`, which keeps the others.
-
-    Effect: waits for the device. Raises `FloatingPointError` as `check_finite` does.
-    """
-    while len(done) > keep:
-        told = done.popleft()
-        values = {name: value.item() for name, value in told.metrics.items()}
-        check_finite(told.step, values)
-        yield told, values
-
-
 def tell_step(
-    done: Done,
+    step: int,
     values: Mapping[str, float],
     *,
+    lr: float,
     tokens: int,
+    tokens_so_far: int,
     seconds: float,
+    waited: float,
     ranks: int,
     flops: float,
     memory_gb: float,
+    loads: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Everything that is known of a step, by name.
 
     Args:
-        done: the step.
-        values: its metrics, as numbers.
+        step: counted from one.
+        values: `loss` (nats a target), `targets`, `grad_norm`.
+        lr: learning rate of the step.
         tokens: of this step, of all ranks together.
-        seconds: from the step before to this one, data wait included.
+        tokens_so_far: of all steps.
+        seconds: of the whole step, data wait included.
+        waited: seconds of it until its data was on the device.
         ranks: of the world.
         flops: floating-point operations of a token.
         memory_gb: peak of this rank, 10^9 bytes.
+        loads: by layer, the tokens of all ranks that chose each expert (E,); empty without experts.
     """
     speed = tokens / seconds
     return {
-        "step": done.step,
+        "step": step,
         **values,
-        "lr": done.lr,
-        "tokens": done.tokens,
+        "lr": lr,
+        "tokens": tokens_so_far,
         "seconds": seconds,
-        "data_seconds": done.waited,
+        "data_seconds": waited,
         "tokens_per_second": speed,
         "tokens_per_second_per_rank": speed / ranks,
         "tflops_per_rank": flops * speed / ranks / 1e12,
         "memory_gb": memory_gb,
-        **tell_loads(done.loads),
+        **tell_loads(loads),
     }
 
 

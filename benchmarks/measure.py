@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from os.path import normpath
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -49,7 +50,7 @@ def main(config: Config) -> None:
         subprocess.run(command, check=True)
         rows = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     record = summarize(rows, config.skip) | {
-        "command": " ".join(["uv run", f"apps/{config.app}", *config.args]),
+        "command": " ".join(["uv run", normpath(f"apps/{config.app}"), *config.args]),
         "note": config.note,
         "date": date.today().isoformat(),
         "commit": config.commit or ask("git", "rev-parse", "HEAD"),

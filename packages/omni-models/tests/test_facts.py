@@ -51,7 +51,7 @@ def test_active_parameters_leave_out_lookups_and_idle_experts() -> None:
     moe = describe(build_model(make_config("qwen3_moe"), device="meta"))
     one_expert = 3 * 32 * 16
     assert moe.experts == ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
-    assert moe.active_params == moe.num_params - 80 * 32 - 2 * 2 * one_expert
+    assert moe.active_params == moe.num_params - 80 * 32 - 2 * 4 * one_expert
 
 
 def test_flops_are_those_of_the_published_accounting() -> None:

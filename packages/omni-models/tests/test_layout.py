@@ -84,7 +84,7 @@ def test_a_subset_is_written_as_that_subset_and_strangers_are_refused() -> None:
     model = make("qwen3_moe")
     name = "model.layers.0.mlp.experts.down_proj"
     out = hf_keys(model)({name: loadable(model)[name].detach()})
-    assert sorted(out) == [f"model.layers.0.mlp.experts.{e}.down_proj.weight" for e in range(4)]
+    assert sorted(out) == [f"model.layers.0.mlp.experts.{e}.down_proj.weight" for e in range(8)]
     with pytest.raises(ValueError, match="has no tensor stranger"):
         hf_keys(model)({"stranger": torch.zeros(1)})
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 from omni_mesh import Mesh
 from omni_parallel.plan import ParallelPlan
@@ -68,17 +68,13 @@ def shard_fsdp(
 
 
 def cast_in_calls(module: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
-    """The parameters of `module` itself, whose part of this rank its calls see from now on, in `dtype`.
-
-    Donates `module`.
-    """
+    """The parameters of `module` itself, which from now on are seen in `dtype` by its calls. Donates `module`."""
     names = [name for name, _ in module.named_parameters(recurse=False)]
 
     def show(module: nn.Module, args: object) -> None:
         for name in names:
-            param = module.get_parameter(name)
             # Found before the parameter of the same name, which stays what it is.
-            vars(module)[name] = (param.to_local() if isinstance(param, DTensor) else param).to(dtype)
+            vars(module)[name] = module.get_parameter(name).to(dtype)
 
     def hide(module: nn.Module, args: object, output: object) -> None:
         for name in names:
