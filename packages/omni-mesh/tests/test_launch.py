@@ -93,6 +93,26 @@ def test_two_ranks_of_a_script_sum_what_they_hold(tmp_path):
     assert out.endswith("parent done\n")
 
 
+def test_what_ends_after_a_rank_was_done_does_not_undo_it(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        class Late:
+            def __del__(self):
+                os.abort()  # As a thread of a process group may, when Python takes itself apart.
+
+        def main(config):
+            import atexit, builtins
+            atexit.register(say, "at exit")
+            builtins.late = Late()
+        """,
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, "")
+    assert len(lines_of(out, "at exit")) == 2
+    assert out.endswith("parent done\n")
+
+
 def test_a_failing_rank_is_named_and_told_once_and_ends_the_others(tmp_path):
     process = start(
         tmp_path,
