@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -138,5 +139,7 @@ def interpret(kind: str, cases: list[dict[str, Any]], folder: Path) -> list[dict
     ran = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in ran.stderr:
+        pytest.skip("the interpreter of this Triton cannot count with this numpy")
     assert ran.returncode == 0, ran.stderr
     return torch.load(folder / "found")
