@@ -37,14 +37,16 @@ def rare_collections(every: int = 50) -> Iterator[Callable[[int], None]]:
         if step % every == 0:
             gc.collect()
 
+    was_on = gc.isenabled()
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield collect_at
     finally:
-        gc.enable()
         gc.unfreeze()
+        if was_on:
+            gc.enable()
 
 
 def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0, parts: int = 1) -> dict[str, Any]:

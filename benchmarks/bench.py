@@ -66,6 +66,8 @@ def main(config: Config) -> None:
     pretrain.save_run = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
     pretrain.decide = partial(decide_otherwise, config)  # pyright: ignore[reportAttributeAccessIssue]
     if config.profile_at is not None:
+        if config.profile_at + 3 >= config.steps:
+            raise ValueError(f"steps={config.steps} ends before three steps after profile_at are seen: run longer.")
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
     if config.balanced:
@@ -84,8 +86,11 @@ def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] 
     if not is_experts(module):
         return None
     x_TH, expert_TK, *rest = args
-    turns = torch.arange(expert_TK.numel(), device=expert_TK.device) % module.num_experts  # pyright: ignore[reportOperatorIssue]
-    return x_TH, turns.view(expert_TK.shape), *rest
+    (T, K), E = expert_TK.shape, module.num_experts
+    assert isinstance(E, int)
+    # The choices of a token lie far apart, so that they are not all on one rank.
+    token_T1, apart_K = (torch.arange(n, device=expert_TK.device) for n in (T, K))
+    return x_TH, (token_T1[:, None] + apart_K * (E // K)) % E, *rest
 
 
 def watch(step: Callable[..., Any], first: int, steps: int, to: Path | None) -> Callable[..., Any]:

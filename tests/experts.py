@@ -123,7 +123,7 @@ def compare(
     changes, rows = HARD[hard]
     with join_world(device="cpu") as world:
         start = make_mixture(name, **changes)
-        if hard != "none":
+        if hard.startswith("all tokens"):
             route_alike_(start)
         plain = copy.deepcopy(start)
         expected = plain_loss(plain, packed(list(rows))[2]) if world.rank == 0 else 1.0
@@ -143,11 +143,13 @@ def compare(
 HARD: dict[str, tuple[dict[str, Any], Sequence[Sequence[int]]]] = {
     "none": ({}, ROWS),
     "all tokens to one expert": ({"num_experts_per_tok": 1}, ROWS),
-    "all tokens to two experts": ({}, ROWS),
+    "all tokens to two experts": ({"num_experts_per_tok": 2}, ROWS),
+    "all tokens to four experts": ({}, ROWS),
     "more experts than tokens": ({"num_experts": 64}, ((3, 2), (5,), (4, 1), (1, 1, 3))),
+    "every token to every expert": ({"num_experts_per_tok": 4, "topk_group": 2}, ROWS),
     "rows of different lengths": ({}, ((9, 1), (3,), (20,), (5, 6))),
 }
-"""What is hard: changes of a configuration of qwen3_moe, and the rows."""
+"""What is hard: changes of a configuration, most for qwen3_moe, and the rows."""
 
 
 def route_alike_(model: PreTrainedModel) -> None:

@@ -102,14 +102,16 @@ def test_what_ends_after_a_rank_was_done_does_not_undo_it(tmp_path):
                 os.abort()  # As a thread of a process group may, when Python takes itself apart.
 
         def main(config):
-            import atexit, builtins
+            import atexit, builtins, tempfile
             atexit.register(say, "at exit")
-            builtins.late = Late()
+            builtins.kept = Late(), tempfile.TemporaryDirectory()
+            say("folder", builtins.kept[1].name)
         """,
     )
     out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, "")
     assert len(lines_of(out, "at exit")) == 2
+    assert not [folder for [folder] in lines_of(out, "folder") if Path(folder).exists()]
     assert out.endswith("parent done\n")
 
 

@@ -1,4 +1,4 @@
-"""Laws of experts as a function over sorted rows: what transformers' own loop computes, for any layout."""
+"""Laws of experts as a function of tokens and their choices: what transformers' own loop computes, for any layout."""
 
 from collections.abc import Iterator
 from inspect import signature

@@ -9,7 +9,7 @@ from toy import gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import shard_fsdp
-from omni_parallel.fsdp import cut_expert
+from omni_parallel.fsdp import apply_cast, cut_expert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 
@@ -33,6 +33,33 @@ def test_every_planned_block_is_a_unit_and_every_parameter_a_dtensor(mesh: Mesh)
 def test_compute_is_in_the_dtype_asked_for(mesh: Mesh) -> None:
     out = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.bfloat16)(make_batch())
     assert out.dtype == torch.bfloat16
+
+
+class Scales(nn.Module):
+    """What experts are: parameters of its own, seen by its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 1 + 2**-12]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != self.scale.dtype:
+            raise ValueError("other dtypes")
+        return x * self.scale
+
+
+def test_a_call_sees_parameters_in_the_dtype_asked_for_and_their_gradients_are_as_wide_as_they() -> None:
+    module = Scales()
+    param = module.scale
+    apply_cast(module, torch.bfloat16)
+    out = module(torch.ones(2, dtype=torch.bfloat16))
+    assert out.tolist() == [1.0, 1.0], "what bf16 knows of the second"
+    out.sum().backward()
+    assert param.grad is not None and param.grad.dtype == torch.float32
+    with pytest.raises(ValueError, match="other dtypes"):
+        module(torch.ones(2))
+    assert module.scale is param
+    assert dict(module.named_parameters()) == {"scale": param}
 
 
 def test_experts_are_cut_along_the_last_dim_that_divides_and_never_along_the_first() -> None:

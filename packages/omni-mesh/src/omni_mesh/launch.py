@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,6 +203,9 @@ def _end(done: threading.Event) -> None:
     the collective, when the machine is busy) would then abort the process, and a run that was done be told as failed.
     """
     if done.is_set():
+        # Finalizers of objects, temporary folders among them, have one handler, which may have been registered before
+        # this one and so would come after it; it has no public name.
+        weakref.finalize._exitfunc()  # pyright: ignore[reportAttributeAccessIssue]
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

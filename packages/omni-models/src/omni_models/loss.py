@@ -187,13 +187,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += (losses * target).sum()
             if d_logits is None:
                 continue
+            d_logits = d_logits.to(hidden.dtype)  # Under autocast logits are narrower than what they were made of.
             # What is no target is left out where it is cheap: of the hidden side, not of the vocabulary.
             if d_hidden_TH is not None:
                 torch.mm(d_logits, weight_VH, out=d_hidden_TH[part]).mul_(target)
             if d_weight_VH is not None:
                 d_weight_VH += d_logits.T @ (hidden * target)
             if d_bias_V is not None:
-                d_bias_V += d_logits.T.float() @ target[:, 0].float()
+                d_bias_V += (d_logits * target).sum(0, dtype=torch.float32)
         # Each gradient takes its input's dtype here, once; backward only scales it.
         grads = ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH), (d_bias_V, bias_V))
         ctx.save_for_backward(*(None if grad is None or like is None else grad.to(like.dtype) for grad, like in grads))

@@ -138,8 +138,8 @@ def prove_gated(module: nn.Module) -> Gated | str:
 
 def prove_gate(module: nn.Module) -> Gate | str:
     """What the activation of experts computes if that is silu of one half times the other; otherwise why not."""
-    gate = getattr(module, "_apply_gate", None)
-    if gate is None:
+    gate: Any = getattr(module, "_apply_gate", None)
+    if gate is None or not getattr(module, "has_gate", False):
         return "its experts have no gate"
     generator = torch.Generator().manual_seed(0)
     try:

@@ -9,6 +9,7 @@ Dimensions: T tokens, K experts a token, R = T * K rows, H hidden size, F width 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_HAS_TRITON: Final = find_spec("triton") is not None
 _DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -44,7 +44,9 @@ def collect(rows_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
 
 
 def silu_halves(both_RF: Tensor) -> Tensor:
-    """(R, F): silu of the first half of the features of (R, 2F), times the second, rounded once."""
+    """(R, F): silu of the first half of the features of (R, 2F), times the second; rounded once by the kernel."""
+    if both_RF.ndim != 2:
+        raise ValueError(f"rows have two dims, got a tensor of {both_RF.ndim}: flatten what is before the features.")
     return _SiluHalves.apply(both_RF)  # pyright: ignore[reportReturnType]
 
 
@@ -125,4 +127,9 @@ def sum_rows(rows_RH: Tensor, place_TK: Tensor, weights_TK: Tensor | None, dtype
 
 def fuses(rows: Tensor) -> bool:
     """Whether kernels of Triton run on such a tensor."""
-    return rows.is_cuda and _HAS_TRITON and rows.dtype in _DTYPES
+    return rows.is_cuda and rows.dtype in _DTYPES and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -17,7 +17,7 @@ _BLOCK = 8192
 
 def cross_entropy_(logits_TV: Tensor, labels_T: Tensor, *, grads: bool) -> Tensor:
     """The cross entropy of each token, (T,) fp32, nats. Donates `logits_TV`, contiguous: with `grads` it becomes
-    softmax minus one at the label, computed in fp32 and rounded once. Labels are rows of the vocabulary."""
+    softmax minus one at the label, computed in fp32 and rounded once. The loss of a label of no row is NaN."""
     loss_T = logits_TV.new_empty(len(labels_T), dtype=torch.float32)
     _cross_entropy[(len(labels_T),)](loss_T, logits_TV, labels_T, logits_TV.shape[1], grads, _BLOCK, num_warps=16)
     return loss_T
@@ -29,8 +29,8 @@ def _cross_entropy(loss, logits, labels, V, GRADS: tl.constexpr, BLOCK: tl.const
     row = logits + token * V
     label = tl.load(labels + token)
     # Read before anything is written, with a sum over all threads in between.
-    at_label = tl.load(row + label).to(tl.float32)
-    most = tl.full((), float("-inf"), dtype=tl.float32)
+    at_label = tl.load(row + label, mask=label < V, other=float("nan")).to(tl.float32)
+    most = tl.full((), -3e38, dtype=tl.float32)  # Finite: a block may be all minus infinity.
     total = tl.zeros((), dtype=tl.float32)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,15 +43,14 @@ _TRAVELS = "omni_travels"
 
 @dataclass(frozen=True, slots=True)
 class Travel:
-    """How much goes where in one call: what each rank told the others, which this one keeps on the device too."""
+    """How much goes where in one call: what this rank told, int64 on the device, and by rank what each told."""
 
     told: Tensor
-    """Int64, on the device."""
     tables: list[list[int]]
-    """By rank what it told."""
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tokens:
     """Tokens, the experts of each, and how much each of them counts; of this rank or of others."""
 
     x: Tensor
@@ -69,22 +68,24 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
 
     The function that was there is given tokens of all ranks, and the choices of this rank's experts counted from 0; it
     has to leave out the others, of which there is no parameter here. Modules have `num_experts`, E. Parts are added up
-    in fp32. Collective, also backward, on ranks without tokens too, of which each may have its own number. The host
-    waits once, to learn how much comes and goes; never backward, nor in a recomputation by `recompute_blocks`.
+    in fp32; of a token's gradient they come in its own dtype. Collective, also backward, on ranks without tokens too,
+    of which each may have its own number. The host waits once, to learn how much comes and goes; never backward, nor in
+    a recomputation by `recompute_blocks`. Raises `ValueError` if the ranks do not divide the experts.
     """
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
         def compute_across(module: Any, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor) -> Tensor:
-            own = module.num_experts // group.size()
-            first = own * group.rank()
+            own, beyond = divmod(module.num_experts, group.size())
+            if beyond:
+                raise ValueError(f"{module.num_experts} experts do not divide over {group.size()} ranks.")
+            # A sum of parts that were rounded would depend on how many there are.
+            wide = torch.promote_types(weights_TK.dtype, torch.float32)
 
             def compute_part(tokens: Tokens, rows: int) -> Tensor:
                 # Counted from the first of this rank, around the circle of all and the one that there is not.
-                expert = (tokens.expert - first) % (module.num_experts + 1)
-                return compute(module, tokens.x, expert, tokens.weights, rows=rows)
+                expert = (tokens.expert - own * group.rank()) % (module.num_experts + 1)
+                return compute(module, tokens.x, expert, tokens.weights, rows=rows).to(wide)
 
-            # A sum of parts that were rounded would depend on how many there are.
-            wide = torch.promote_types(weights_TK.dtype, torch.float32)
             tokens = Tokens(x_TH, expert_TK, weights_TK.to(wide))
             find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
             across = _gathered if 2 * group.size() <= expert_TK.shape[1] else _sent
@@ -122,7 +123,7 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
 
 def remember_travels(modules: Sequence[nn.Module]) -> tuple[Told, Told]:
     """What makes two contexts, of a forward pass and of its recomputation: in the second the experts in `modules` know
-    from the first how much goes where. Nothing is exchanged, nor the device waited for, to learn it again."""
+    from the first how much goes where, without an exchange or a wait. Other amounts are an error, other choices not."""
     noted: deque[Travel] = deque()
 
     def note(told: Tensor, group: dist.ProcessGroup) -> Travel:
@@ -277,8 +278,7 @@ class _Put(torch.autograd.Function):
 
 def _put(x_UX: Tensor, place_TK: Tensor) -> Tensor:
     # A choice for which nothing was sent adds a row of zeros.
-    padded = F.pad(x_UX, (0, 0, 0, 1))
-    return padded[place_TK.clamp(max=len(x_UX))].sum(1)
+    return F.pad(x_UX, (0, 0, 0, 1))[place_TK.clamp(max=len(x_UX))].sum(1)
 
 
 def _gather(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:

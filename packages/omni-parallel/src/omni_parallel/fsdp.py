@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
 from omni_parallel.plan import ParallelPlan
@@ -32,7 +32,8 @@ def shard_fsdp(
 
     Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them. Experts
     that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they come in.
-    Where each expert is on one rank alone, there is nothing to gather or to sum: its parameters are cast for the call.
+    Where each expert is on one rank alone, there is nothing to gather or to sum: its parameters are cast for the call,
+    and what a product needs of the cast ones for its gradient is kept until then, whatever `reshard_after_forward`.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
@@ -40,6 +41,9 @@ def shard_fsdp(
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
         reduce_dtype: dtype in which gradients are summed over ranks.
+
+    Raises:
+        ValueError: if experts were not spread by `apply_ep`.
     """
     dense = mesh.params["replicate", "fsdp"] if mesh.spec.replicate > 1 else mesh.params["fsdp"]
     sparse = mesh.experts["replicate", "efsdp"] if mesh.spec.replicate > 1 else mesh.experts["efsdp"]
@@ -49,7 +53,10 @@ def shard_fsdp(
     wrap = partial(fully_shard, reshard_after_forward=plan.reshard_after_forward)
     alone = plan.experts if mesh.spec.efsdp == mesh.spec.replicate == 1 else ()
     shared = plan.experts if not alone else ()
-    here = {param for name in alone for param in cast_in_calls(model.get_submodule(name), param_dtype)}
+    lonely = [apply_cast(model.get_submodule(name), param_dtype) for name in alone]
+    here = {param for module in lonely for param in module.parameters(recurse=False)}
+    if not all(isinstance(param, DTensor) for param in here):
+        raise ValueError(f"experts are whole on each of ep={mesh.spec.ep} ranks: apply_ep comes before shard_fsdp.")
     units = unit_order(plan.blocks, shared)
     for name in (*shared, *plan.blocks, ""):
         unit = model.get_submodule(name)
@@ -67,14 +74,13 @@ def shard_fsdp(
     return model
 
 
-def cast_in_calls(module: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
-    """The parameters of `module` itself, which from now on are seen in `dtype` by its calls. Donates `module`."""
+def apply_cast(module: M, dtype: torch.dtype) -> M:
+    """The same module, whose calls see its own parameters in `dtype`. Donates `module`."""
     names = [name for name, _ in module.named_parameters(recurse=False)]
 
     def show(module: nn.Module, args: object) -> None:
-        for name in names:
-            # Found before the parameter of the same name, which stays what it is.
-            vars(module)[name] = module.get_parameter(name).to(dtype)
+        # Found before the parameters of the same names, which stay what they are.
+        vars(module).update({name: module._parameters[name].to(dtype) for name in names})  # pyright: ignore[reportOptionalMemberAccess]
 
     def hide(module: nn.Module, args: object, output: object) -> None:
         for name in names:
@@ -82,7 +88,7 @@ def cast_in_calls(module: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
 
     module.register_forward_pre_hook(show)
     module.register_forward_hook(hide, always_call=True)
-    return list(module.parameters(recurse=False))
+    return module
 
 
 def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[str]]:

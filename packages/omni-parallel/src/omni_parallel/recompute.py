@@ -1,7 +1,7 @@
 """Recomputing activations in the backward pass, block by block (Chen et al., 2016, arXiv:1604.06174).
 
 A block may keep the outputs of a few operators all the same (Korthikanti et al., 2022, arXiv:2205.05198): what costs
-much to compute and little to hold, attention above all, then runs once. Of spread experts it keeps how many rows go
+much to compute and little to hold, attention above all, then runs once. Of spread experts it keeps how much goes
 where.
 
 torch has selective recomputation too, but it wants a block to run the same operators twice, all of them; where a part
