@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
-from omni_models import build_model, use_attention
+from omni_models import build_model, use_attention, use_experts
 from omni_models.kernels import NAMES, apply_kernels, describe_kernels, fitting_kernels, use_kernels
 from omni_models.liger import GatedMul, Kernels, Rotate
 
@@ -324,6 +324,15 @@ def test_only_the_kernels_named_are_used_and_none_twice() -> None:
     run(model)
     assert calls == ["swiglu"] * 2
     assert describe_kernels(model, device_type="cuda")["LlamaMLP"] == "swiglu, in use"
+
+
+def test_a_gate_that_the_models_own_loop_does_not_call_is_told() -> None:
+    for compute, use in {"grouped": "in use", "eager": "in place, but the model's own loop"}.items():
+        model, calls = make_model("qwen3_moe"), []
+        model = use_experts(apply_kernels(model, torch_kernels(calls), ("swiglu",)), compute)
+        run(model)
+        assert len(calls) == {"grouped": 2, "eager": 0}[compute]
+        assert describe_kernels(model, device_type="cuda")["Qwen3MoeExperts"].startswith(f"swiglu, {use}")
 
 
 def test_projections_are_called_as_modules() -> None:

@@ -95,7 +95,7 @@ def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M
 def describe_kernels(model: PreTrainedModel, *, device_type: str) -> dict[str, str]:
     """Which kernel fits each class of module, and why none does, in words. Pure, but looks for Liger's files."""
     words = {"liger-kernel": " ".join(problems)} if (problems := kernel_problems(device_type)) else {}
-    fused = {type(m).__name__: f"{getattr(m, _FUSED)}, in use" for m in model.modules() if hasattr(m, _FUSED)}
+    fused = {type(m).__name__: f"{getattr(m, _FUSED)}, {_use(m)}" for m in model.modules() if hasattr(m, _FUSED)}
     return words | _words(plan_kernels(model)) | fused
 
 
@@ -241,6 +241,11 @@ def _rebind(forward: FunctionType, rotate: Callable[..., Any]) -> FunctionType:
 
 def _name(fit: Fit) -> str:
     return {Norm: "rms_norm", Gated: "swiglu", Gate: "swiglu", Rope: "rope"}[type(fit)]
+
+
+def _use(module: nn.Module) -> str:
+    own = is_experts(module) and getattr(module.config, "_experts_implementation", None) == "eager"
+    return "in place, but the model's own loop over experts does not call it" if own else "in use"
 
 
 def _words(plan: dict[nn.Module, Fit | str]) -> dict[str, str]:
