@@ -61,6 +61,7 @@ class Tokens:
 Part = Callable[[Tokens, int], Tensor]
 """What the experts of this rank add to tokens that have so many choices of them."""
 Find = Callable[[Tensor], Travel]
+Collective = Callable[[Tensor], Tensor]
 
 
 def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn]:
@@ -156,10 +157,10 @@ def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Token
         # Ranks may have different numbers of tokens; one that only fills up chooses an expert that there is not.
         fill = partial(F.pad, pad=(0, 0, 0, longest - T))
         tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=own * P), fill(tokens.weights))
-    x: Any = _Gather.apply(tokens.x, group)
-    weights: Any = _Gather.apply(tokens.weights, group)
+    gather, add = partial(_gather, group=group), partial(_sum_scatter, group=group)
+    x, weights = (_Across.apply(each, gather, add) for each in (tokens.x, tokens.weights))
     rows = sum(table[group.rank()] for table in travel.tables)
-    out: Any = _SumScatter.apply(compute(Tokens(x, _gather(tokens.expert, group), weights), rows), group)
+    out: Any = _Across.apply(compute(Tokens(x, gather(tokens.expert), weights), rows), add, gather)  # pyright: ignore[reportArgumentType]
     # A view would lose the hooks of sharding.
     return out if longest == T else out[:T].clone()
 
@@ -176,12 +177,12 @@ def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, o
     place_C = torch.empty_like(order_C)
     place_C[order_C] = torch.arange(len(order_C), device=order_C.device)
     lists = order_C[: sum(going)] // rank_TK.shape[1], place_C.view(rank_TK.shape)
-    x_u, weights_u = (
-        _Exchange.apply(_Pick.apply(each, *lists), going, coming, group) for each in (tokens.x, tokens.weights)
-    )
-    expert_u = _exchange(tokens.expert[lists[0]], going, coming, group)
+    send = partial(_exchange, going=going, coming=coming, group=group)
+    give_back = partial(_exchange, going=coming, coming=going, group=group)
+    x_u, weights_u = (_Across.apply(_Pick.apply(each, *lists), send, give_back) for each in (tokens.x, tokens.weights))
+    expert_u = send(tokens.expert[lists[0]])
     part_u = compute(Tokens(x_u, expert_u, weights_u), sum(table[P + me] for table in travel.tables))  # pyright: ignore[reportArgumentType]
-    return _Put.apply(_Exchange.apply(part_u, coming, going, group), *lists)  # pyright: ignore[reportReturnType]
+    return _Put.apply(_Across.apply(part_u, give_back, send), *lists)  # pyright: ignore[reportReturnType]
 
 
 def _count(rank_TK: Tensor, ranks: int) -> Tensor:
@@ -206,46 +207,18 @@ def _told(modules: Sequence[nn.Module], find: Callable[[Tensor, dist.ProcessGrou
             delattr(module, _TRAVELS)
 
 
-class _Gather(torch.autograd.Function):
-    """Of each rank as many tokens; backward, the gradients of each are summed where it came from, in fp32."""
+class _Across(torch.autograd.Function):
+    """A collective that only moves and adds tokens, and backward the one that is its transpose."""
 
     @staticmethod
-    def forward(ctx: Any, x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gather(x_TX, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _sum_scatter(grads[0], ctx.group).to(grads[0].dtype), None
-
-
-class _SumScatter(torch.autograd.Function):
-    """Parts of each rank's tokens, summed where they came from; backward, every part has the gradient of the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, part_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _sum_scatter(part_TX, group)
+    def forward(ctx: Any, x_TX: Tensor, there: Collective, back: Collective) -> Tensor:
+        ctx.back = back
+        return there(x_TX)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _gather(grads[0], ctx.group), None
-
-
-class _Exchange(torch.autograd.Function):
-    """Send and receive so many tokens to and from each rank; backward, the gradients go the other way."""
-
-    @staticmethod
-    def forward(ctx: Any, x_UX: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.way = coming, going, group
-        return _exchange(x_UX, going, coming, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _exchange(grads[0], *ctx.way), None, None, None
+        return ctx.back(grads[0]).to(grads[0].dtype), None, None
 
 
 class _Pick(torch.autograd.Function):
