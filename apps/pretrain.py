@@ -56,7 +56,7 @@ def main(config: Config) -> None:
         model = use_attention(model, run.compute.attention)
         model = use_experts(model, run.compute.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
-        model = apply_ep(model, mesh, run.plan, over=map_experts)
+        model = apply_ep(model, mesh, run.plan, over=map_experts, even=True)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if run.found else config.weights, seed=config.seed)

@@ -77,13 +77,14 @@ def place(
     recompute: RecomputeConfig | None = None,
     *,
     param_dtype: torch.dtype = torch.float32,
+    even: bool = True,
 ) -> PreTrainedModel:
     """`model` laid over `mesh`, as the app does. Donates `model`."""
     plan = plan_parallel(describe(model), mesh.spec, recompute=recompute or RecomputeConfig())
     attend = "eager" if attention_problems(model, "sdpa", "cpu", torch.float32) else "sdpa"
     model = use_experts(use_attention(model, attend))
     model = apply_ulysses(model, mesh, plan, over=map_attention)
-    model = apply_ep(model, mesh, plan, over=map_experts)
+    model = apply_ep(model, mesh, plan, over=map_experts, even=even)
     model = recompute_blocks(model, plan)
     return shard_fsdp(model, mesh, plan, param_dtype=param_dtype)
 
@@ -130,7 +131,7 @@ def compare(
         theirs = {key: param.grad for key, param in plain.named_parameters()}
         for label, config in meshes.items():
             mesh = make_mesh(resolve_mesh(config, world.size), device_type="cpu")
-            ours = place(copy.deepcopy(start), mesh, recompute)
+            ours = place(copy.deepcopy(start), mesh, recompute, even=hard != "rows of different lengths")
             loss = step(ours, mesh, rows)
             norm, mine = clip_grads_(ours, float("inf")).item(), grads_of(ours)
             gathered = torch.stack([grad.norm() for grad in mine.values() if grad is not None]).norm().item()

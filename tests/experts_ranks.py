@@ -129,15 +129,19 @@ GATHER = "fsdp::all_gather_copy_in"
 """The operator of torch that comes with a gather of parameters."""
 
 
-def count_operators(name: str, config: MeshConfig, every: int) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Layers of experts, and what a forward and a backward pass run: reads of counts by the host, and exchanges."""
+def count_operators(
+    name: str, config: MeshConfig, every: int, even: bool
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Layers of experts, and what a second forward and backward pass run: reads by the host, and exchanges."""
     reads: list[Tensor] = []
     read = ep.read_tables
     with join_world(device="cpu") as world, pytest.MonkeyPatch.context() as patch:
         patch.setattr(ep, "read_tables", lambda tables: reads.append(tables) or read(tables))
         mesh = new_mesh(config, world.size)
-        model = place(make_mixture(name), mesh, RecomputeConfig(every))
+        model = place(make_mixture(name), mesh, RecomputeConfig(every), even=even)
         inputs, labels_Bs = inputs_of(mesh)
+        summed_loss(model, inputs, labels_Bs).backward()
+        reads.clear()
         with Counting() as forward:
             loss = summed_loss(model, inputs, labels_Bs)
         forth = len(reads)
@@ -147,6 +151,17 @@ def count_operators(name: str, config: MeshConfig, every: int) -> tuple[int, dic
     back -= sum(isinstance(module, FSDPModule) for module in model.modules())  # Each reduces its gradients once.
     counted = {"reads": forth, "exchanges": there}, {"reads": len(reads) - forth, "exchanges": back}
     return len(describe(model).experts), *counted
+
+
+def break_promise() -> str:
+    """What a rank is told whose number of tokens is not that of the other."""
+    with join_world(device="cpu") as world:
+        mesh = new_mesh(MeshConfig(shard=2, ep=2), world.size)
+        model = place(make_mixture("qwen3_moe"), mesh)
+        inputs, labels_Bs = inputs_of(mesh, ROWS if world.rank else ROWS[:2])
+        with pytest.raises(ValueError, match="even") as told:
+            summed_loss(model, inputs, labels_Bs)
+        return str(told.value)
 
 
 def real_of(mesh: Mesh, inputs: Mapping[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from experts import DOCS, HARD, MESHES, NAMES, compare, make_mixture, table
 from experts_ranks import (
     balance_by_biases,
+    break_promise,
     check_two_models,
     compare_balance,
     count_gathers,
@@ -68,6 +69,12 @@ def test_ranks_may_have_different_numbers_of_tokens(label: str, run: Run) -> Non
     assert gradient <= TOLERANCE, parameter
 
 
+def test_ranks_that_promised_as_many_tokens_and_have_others_are_told(run: Run) -> None:
+    assert (
+        run(break_promise, 2) == ["even=True, but the ranks that share experts have 37, 74 tokens: leave it out."] * 2
+    )
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"], ids=["biases, transposed", "shared experts"])
 def test_gathered_tokens_meet_experts_of_any_layout(name: str, run: Run) -> None:
     meshes = {label: MESHES[label] for label in ("shard 4, ep 2", "shard 2 x sp 2, ep 2")}
@@ -94,12 +101,18 @@ def test_two_runs_in_deterministic_mode_give_the_same_bits(name: str, run: Run) 
 
 
 @pytest.mark.parametrize("every", [0, 1])
-@pytest.mark.parametrize(("name", "again"), [("qwen3_moe", 3), ("mixtral", 4)], ids=["gathered", "sent"])
-def test_the_host_waits_once_a_layer_forward_and_never_backward(name: str, again: int, every: int, run: Run) -> None:
-    layers, forward, backward = run(count_operators, 2, name, MeshConfig(shard=2, ep=2), every)[0]
-    # Counts go out, then tokens, choices and weights, and sums come back. Backward, the gradients of the three that
-    # have some; and what is recomputed, but for counts, and for sums that nothing looks at any more.
-    assert forward == {"reads": layers, "exchanges": 5 * layers}
+@pytest.mark.parametrize(
+    ("name", "even", "again", "waits"),
+    [("qwen3_moe", True, 3, 0), ("qwen3_moe", False, 3, 1), ("mixtral", True, 4, 1)],
+    ids=["gathered, even", "gathered", "sent"],
+)
+def test_the_host_waits_once_a_layer_at_most_and_never_backward(
+    name: str, even: bool, again: int, waits: int, every: int, run: Run
+) -> None:
+    layers, forward, backward = run(count_operators, 2, name, MeshConfig(shard=2, ep=2), every, even)[0]
+    # Counts go out where they are waited for, then tokens, choices and weights, and sums come back. Backward, the
+    # gradients of the three that have some; and what is recomputed, but for counts, and for sums that nothing looks at.
+    assert forward == {"reads": waits * layers, "exchanges": (4 + waits) * layers}
     assert backward == {"reads": 0, "exchanges": (3 + again * every) * layers}
 
 

@@ -1,6 +1,7 @@
 """Laws of experts as a function of tokens and their choices: what transformers' own loop computes, for any layout."""
 
 from collections.abc import Iterator
+from functools import partial
 from inspect import signature
 from itertools import product
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.moe import use_experts_implementation
 
 from omni_models import build_model, choose_experts, describe, experts_problems, map_experts, use_experts
-from omni_models.experts import compute_experts, is_experts, sort_choices
+from omni_models.experts import compute_experts, grouped_experts, is_experts, sort_choices
 
 HIDDEN, WIDTH, EXPERTS, TOKENS, CHOICES = 8, 16, 5, 11, 2
 
@@ -100,6 +101,24 @@ def test_any_layout_equals_its_own_loop(gate: bool, bias: bool, transposed: bool
     assert len(expected) == len(found)
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine - theirs).norm() <= 1e-5 * max(1e-3, theirs.norm())
+
+
+@pytest.mark.parametrize(("gate", "bias", "transposed", "norm"), LAYOUTS)
+def test_rows_set_aside_and_not_used_change_nothing(gate: bool, bias: bool, transposed: bool, norm: bool) -> None:
+    module = make_experts(gate, bias, transposed, norm)
+    x_TH, expert_TK, weight_TK = inputs()
+    given = (x_TH, expert_TK + 2, weight_TK)  # Experts 5 and 6 are elsewhere.
+    used = int((given[1] < EXPERTS).sum())
+    # What is set aside is filled with NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        exact, more = (run(module, given, partial(grouped_experts, module, rows=rows)) for rows in (used, TOKENS * 2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert used < TOKENS * 2
+    for mine, theirs in zip(more, exact, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * max(1e-3, theirs.norm())
+    assert all(bool(grad.any()) for grad in more)
 
 
 @pytest.mark.parametrize(

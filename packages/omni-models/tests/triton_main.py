@@ -12,15 +12,16 @@ from omni_models import triton_loss, triton_rows
 
 
 def run_rows(case: dict[str, Any]) -> dict[str, Any]:
-    rows, weights, place, order = (case[name] for name in ("rows", "weights", "place", "order"))
+    rows, weights, place, order, used = (case[name] for name in ("rows", "weights", "place", "order", "used"))
     d_weights = torch.zeros_like(weights, dtype=torch.float32)
     return {
-        "sum": triton_rows.sum_rows(rows, place, weights, torch.float32),
-        "plain sum": triton_rows.sum_rows(rows, place, None, rows.dtype),
-        "d_rows": triton_rows.grad_rows(case["d_out"], rows, weights, order, d_weights),
+        "spread": triton_rows.spread(case["x"], order, used, place.shape[1]),
+        "sum": triton_rows.sum_rows(rows, place, used, weights, torch.float32),
+        "plain sum": triton_rows.sum_rows(rows, place, used, None, rows.dtype),
+        "d_rows": triton_rows.grad_rows(case["d_out"], rows, weights, order, used, d_weights),
         "d_weights": d_weights,
-        "gated": triton_rows.silu_halves(case["both"]),
-        "d_both": triton_rows.grad_silu_halves(case["d_gated"], case["both"]),
+        "gated": triton_rows.silu_halves(case["both"], used),
+        "d_both": triton_rows.grad_silu_halves(case["d_gated"], case["both"], used),
     }
 
 

@@ -10,11 +10,12 @@ it has no kernel: on GPUs, for other than bf16 on Hopper and Blackwell.)
 `_apply_gate` is what transformers' decorator leaves on a module as the activation of its experts, and private;
 `tests/test_experts.py` fails if it moves.
 
-Dimensions: T tokens, K experts a token, R = T * K rows (a row is a token at one of its experts), E experts, H hidden
+Dimensions: T tokens, K experts a token, R rows set aside (a row is a token at one of its experts), E experts, H hidden
 size, F width of an expert.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from omni_models.rows import Routes, collect, spread
+from omni_models.rows import Routes, collect, silu_halves, spread
 
 ExpertsFn = Callable[..., Tensor]
 """(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
 and summed, in the widest dtype of tokens and weights. Where only some experts are here, they are numbered from 0, a
-choice of another number adds nothing, and `rows` says how many choices are here, so that nobody asks the GPU."""
+choice of another number adds nothing, and at most `rows` choices are here, so that nobody asks the GPU."""
 
 COMPUTE = "omni_experts"
 """The attribute of an experts module that holds its own function."""
@@ -40,17 +41,19 @@ def sort_choices(expert_TK: Tensor, num_experts: int, rows: int | None = None) -
     Args:
         expert_TK: int64; a number of `num_experts` or more is a choice that gets no row.
         num_experts: E.
-        rows: how many choices get one; None if all do.
+        rows: how many choices get one at most; None if all do.
 
     >>> sort_choices(torch.tensor([[2, 0], [0, 1]]), 4).counts_E
     tensor([2, 1, 1, 0])
     """
-    sorted_C, order_C = expert_TK.flatten().sort(stable=True)
+    # Sorting takes as many passes as a key has bytes.
+    small = torch.int16 if num_experts < torch.iinfo(torch.int16).max else torch.int64
+    sorted_C, order_C = expert_TK.flatten().clamp(max=num_experts).to(small).sort(stable=True)
     place_C = torch.empty_like(order_C)
     place_C[order_C] = torch.arange(len(order_C), device=order_C.device)
     # bincount would make the host wait for the GPU.
     bounds = torch.searchsorted(sorted_C, torch.arange(num_experts + 1, dtype=sorted_C.dtype, device=sorted_C.device))
-    return Routes(order_C[:rows], place_C.view(expert_TK.shape), bounds.diff())
+    return Routes(order_C[:rows], place_C.view(expert_TK.shape), bounds, full=rows is None)
 
 
 def grouped_experts(
@@ -60,20 +63,22 @@ def grouped_experts(
     `ExpertsFn`. Parameters may be DTensors, of which this rank's part holds the experts that are here."""
     first = next(iter(per_expert(module)))
     routes = sort_choices(expert_TK, len(_local(getattr(module, first))), rows)
-    return collect(compute_rows(module, spread(x_TH, routes), routes.counts_E), weights_TK, routes)
+    return collect(compute_rows(module, spread(x_TH, routes), routes), weights_TK, routes)
 
 
-def compute_rows(module: nn.Module, rows_RH: Tensor, counts_E: Tensor) -> Tensor:
-    """What the experts of `module` make of rows sorted by expert, of which each has as many as `counts_E` says.
+def compute_rows(module: nn.Module, rows_RH: Tensor, routes: Routes) -> Tensor:
+    """What the experts of `module` make of rows sorted by expert, as `routes` says.
 
     Any layout that transformers' decorator declares: gated or not, with biases or not, weights transposed or not, a
     norm after each expert or not.
     """
     first, second = ("gate_up_proj" if _flag(module, "has_gate") else "up_proj"), "down_proj"
-    ends_E = counts_E.cumsum(0).to(torch.int32)
-    hidden_RF = _grouped_linear(module, first, rows_RH, counts_E, ends_E)
+    # Parameters beside these two would learn from what lies in rows that are not used.
+    blank = not routes.full and not dict(module.named_parameters()).keys() <= {first, second}
+    linear = partial(_grouped_linear, module, routes=routes, ends_E=routes.bounds_E1[1:].to(torch.int32), blank=blank)
+    hidden_RF = linear(first, rows_RH)
     act: Any = module._apply_gate if _flag(module, "has_gate") else module.act_fn
-    out_RH = _grouped_linear(module, second, act(hidden_RF), counts_E, ends_E)
+    out_RH = linear(second, act(hidden_RF, routes.used) if act is silu_halves else act(hidden_RF))
     return module.post_expert_norm(out_RH) if _flag(module, "has_post_expert_norm") else out_RH  # pyright: ignore[reportCallIssue]
 
 
@@ -137,7 +142,10 @@ def per_expert(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: param for name, param in own.items() if param.ndim > 1 and param.shape[0] == module.num_experts}
 
 
-def _grouped_linear(module: nn.Module, name: str, x_RX: Tensor, counts_E: Tensor, ends_E: Tensor) -> Tensor:
+def _grouped_linear(
+    module: nn.Module, name: str, x_RX: Tensor, *, routes: Routes, ends_E: Tensor, blank: bool
+) -> Tensor:
+    """(R, Y): each row times the matrix of its expert, plus its bias. Rows that are not used are zeros if `blank`."""
     weight_EXY = _local(getattr(module, name))
     if not _flag(module, "is_transposed"):
         weight_EXY = weight_EXY.transpose(1, 2)
@@ -147,11 +155,10 @@ def _grouped_linear(module: nn.Module, name: str, x_RX: Tensor, counts_E: Tensor
         nothing = weight_EXY.sum() + (0 if bias_EY is None else bias_EY.sum())
         return x_RX.new_zeros(0, weight_EXY.shape[2]) + 0 * nothing.to(x_RX.dtype) + x_RX.sum()
     out_RY = F.grouped_mm(x_RX.to(weight_EXY.dtype), weight_EXY, offs=ends_E)
-    if bias_EY is None:
-        return out_RY
-    experts = torch.arange(len(counts_E), device=x_RX.device)
-    # The output's size is known here, so that the host need not ask the GPU for it.
-    return out_RY + bias_EY[torch.repeat_interleave(experts, counts_E, output_size=len(x_RX))]
+    if bias_EY is not None:
+        expert_R = torch.searchsorted(ends_E, torch.arange(len(x_RX), device=x_RX.device), right=True)
+        out_RY = out_RY + bias_EY[expert_R.clamp(max=len(bias_EY) - 1)]
+    return out_RY.where(routes.used_R1, 0) if blank else out_RY
 
 
 def _widths(module: nn.Module) -> set[int]:

@@ -4,7 +4,8 @@
 Experts are wrapped, not replaced: a function from tokens and their choices to the weighted sum of what the chosen
 experts make of them becomes one that lets every rank do its experts' part and adds the parts up. A token goes to a rank
 once, however many of its experts are there, and one sum comes back. Where it would go to almost every rank anyway, all
-tokens are gathered and their parts summed by a reduction, without lists. Routing and weights stay where they are.
+tokens are gathered and their parts summed by a reduction, without lists; and if ranks have equally many tokens, without
+anything that the host would have to wait for. Routing and weights stay where they are.
 
 Dimensions: T tokens of this rank, K choices a token, U tokens sent, u tokens arrived, P ranks of the group, E experts,
 e = E / P experts of this rank, H hidden size.
@@ -30,8 +31,8 @@ from omni_parallel.plan import ParallelPlan
 M = TypeVar("M", bound=nn.Module)
 ExpertsFn = Callable[..., Tensor]
 """(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
-and summed. Where only some experts are here, they are numbered from 0, a choice of another number adds nothing, and
-`rows` says how many choices are here."""
+and summed, in the dtype of the tokens or a wider one. Where only some experts are here, they are numbered from 0, a
+choice of another number adds nothing, and at most `rows` choices are here."""
 OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]], Any]
 """What replaces the experts `e` of each module named by `f(e)`."""
 
@@ -59,23 +60,36 @@ class Tokens:
 
 
 Part = Callable[[Tokens, int], Tensor]
-"""What the experts of this rank add to tokens that have so many choices of them."""
+"""What the experts of this rank add to tokens that have at most so many choices of them."""
 Find = Callable[[Tensor], Travel]
 Collective = Callable[[Tensor], Tensor]
 
 
-def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn]:
+def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable[[ExpertsFn], ExpertsFn]:
     """The transformation of experts that are all here into experts that the ranks of `group` share, in order.
 
     The function that was there is given tokens of all ranks, and the choices of this rank's experts counted from 0; it
     has to leave out the others, of which there is no parameter here. Modules have `num_experts`, E. Parts are added up
     in fp32; of a token's gradient they come in its own dtype. Collective, also backward, on ranks without tokens too,
     of which each may have its own number. The host waits once, to learn how much comes and goes; never backward, nor in
-    a recomputation by `recompute_blocks`. Raises `ValueError` if the ranks do not divide the experts.
+    a recomputation by `recompute_blocks`.
+
+    Args:
+        group: the ranks.
+        even: promises that in each call all ranks have equally many tokens. Where tokens are gathered (2 x ranks <=
+            choices of a token) the host then waits in the first call alone, to see it kept, and memory is set aside for
+            every choice, as if all were of experts of this rank. A promise that is broken later hangs.
+
+    Raises:
+        ValueError: if the ranks do not divide the experts, or are seen to have different numbers of tokens in spite of
+            `even`.
     """
 
     def transform(compute: ExpertsFn) -> ExpertsFn:
+        seen = not even
+
         def compute_across(module: Any, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor) -> Tensor:
+            nonlocal seen
             own, beyond = divmod(module.num_experts, group.size())
             if beyond:
                 raise ValueError(f"{module.num_experts} experts do not divide over {group.size()} ranks.")
@@ -87,17 +101,21 @@ def expert_parallel(group: dist.ProcessGroup) -> Callable[[ExpertsFn], ExpertsFn
                 expert = (tokens.expert - own * group.rank()) % (module.num_experts + 1)
                 return compute(module, tokens.x, expert, tokens.weights, rows=rows).to(wide)
 
+            if not seen:
+                _check_even(x_TH, group)
+                seen = True
             tokens = Tokens(x_TH, expert_TK, weights_TK.to(wide))
             find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
-            across = _gathered if 2 * group.size() <= expert_TK.shape[1] else _sent
-            return across(compute_part, find, group, tokens, own)
+            if 2 * group.size() > expert_TK.shape[1]:
+                return _sent(compute_part, find, group, tokens, own)
+            return _gathered(compute_part, group, tokens, own, None if even else find)
 
         return compute_across
 
     return transform
 
 
-def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> M:
+def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts, even: bool = False) -> M:
     """The same model, whose experts are spread over the axis ep of `mesh`. Donates `model`.
 
     Each parameter of an expert becomes a DTensor on that axis, cut along its first dim, of which this rank keeps its
@@ -109,6 +127,7 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
         mesh: experts are spread over its axis ep.
         plan: names the modules of experts.
         over: replaces the experts of the modules named, as `omni_models.map_experts` does.
+        even: promises that all ranks always have equally many tokens, which saves waits: see `expert_parallel`.
     """
     if mesh.spec.ep == 1:
         return model
@@ -119,7 +138,7 @@ def apply_ep(model: M, mesh: Mesh, plan: ParallelPlan, *, over: OverExperts) -> 
             # Every rank has the same values, or none, so that nothing need be sent.
             part = distribute_tensor(param.data, ep, [Shard(0)], src_data_rank=None)
             setattr(module, key, nn.Parameter(part, requires_grad=param.requires_grad))
-    return over(model, plan.experts, expert_parallel(ep.get_group()))
+    return over(model, plan.experts, expert_parallel(ep.get_group(), even=even))
 
 
 def remember_travels(modules: Sequence[nn.Module]) -> tuple[Told, Told]:
@@ -148,19 +167,22 @@ def read_tables(tables: Tensor) -> list[list[int]]:
     return tables.tolist()
 
 
-def _gathered(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, own: int) -> Tensor:
-    """Every token meets the experts of every rank."""
-    T, P = len(tokens.x), group.size()
-    travel = find(F.pad(_count(tokens.expert // own, P), (0, 1), value=T))
-    longest = max(table[P] for table in travel.tables)
+def _gathered(compute: Part, group: dist.ProcessGroup, tokens: Tokens, own: int, find: Find | None) -> Tensor:
+    """Every token meets the experts of every rank. Without `find` ranks have equally many."""
+    (T, K), P = tokens.expert.shape, group.size()
+    longest, rows = T, P * T * K
+    if find is not None:
+        travel = find(F.pad(_count(tokens.expert // own, P), (0, 1), value=T))
+        longest, rows = max(table[P] for table in travel.tables), sum(table[group.rank()] for table in travel.tables)
     if longest > T:
         # Ranks may have different numbers of tokens; one that only fills up chooses an expert that there is not.
         fill = partial(F.pad, pad=(0, 0, 0, longest - T))
         tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=own * P), fill(tokens.weights))
     gather, add = partial(_gather, group=group), partial(_sum_scatter, group=group)
     x, weights = (_Across.apply(each, gather, add) for each in (tokens.x, tokens.weights))
-    rows = sum(table[group.rank()] for table in travel.tables)
-    out: Any = _Across.apply(compute(Tokens(x, gather(tokens.expert), weights), rows), add, gather)  # pyright: ignore[reportArgumentType]
+    part = compute(Tokens(x, gather(tokens.expert), weights), rows)  # pyright: ignore[reportArgumentType]
+    # What comes back is as wide as what went, so that its gradient is too.
+    out: Any = _Across.apply(part, lambda part: add(part).to(tokens.x.dtype), gather)
     # A view would lose the hooks of sharding.
     return out if longest == T else out[:T].clone()
 
@@ -183,6 +205,13 @@ def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, o
     expert_u = send(tokens.expert[lists[0]])
     part_u = compute(Tokens(x_u, expert_u, weights_u), sum(table[P + me] for table in travel.tables))  # pyright: ignore[reportArgumentType]
     return _Put.apply(_Across.apply(part_u, give_back, send), *lists)  # pyright: ignore[reportReturnType]
+
+
+def _check_even(x_TH: Tensor, group: dist.ProcessGroup) -> None:
+    lengths = read_tables(_gather(torch.tensor([[len(x_TH)]], device=x_TH.device), group))
+    if len({tuple(table) for table in lengths}) > 1:
+        told = ", ".join(str(length) for (length,) in lengths)
+        raise ValueError(f"even=True, but the ranks that share experts have {told} tokens: leave it out.")
 
 
 def _count(rank_TK: Tensor, ranks: int) -> Tensor:
@@ -218,7 +247,7 @@ class _Across(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return ctx.back(grads[0]).to(grads[0].dtype), None, None
+        return ctx.back(grads[0]), None, None
 
 
 class _Pick(torch.autograd.Function):
@@ -261,9 +290,15 @@ def _gather(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _sum_scatter(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
-    wide = x_TX.to(torch.promote_types(x_TX.dtype, torch.float32)).contiguous()
-    part = wide.new_empty(len(wide) // group.size(), *wide.shape[1:])
-    dist.reduce_scatter_tensor(part, wide, group=group)
+    """The sum of all ranks' `x_TX`, of which each rank keeps its part, in the dtype of `x_TX`; added up in fp32."""
+    parts = (group.size(), len(x_TX) // group.size(), *x_TX.shape[1:])
+    if x_TX.dtype.itemsize < 4:
+        # A reduction would round each time it adds; sent as it is, half as much goes around, and one sum rounds once.
+        arrived = torch.empty_like(x_TX, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(arrived, x_TX.contiguous(), group=group)
+        return arrived.view(parts).sum(0)
+    part = x_TX.new_empty(parts[1:])
+    dist.reduce_scatter_tensor(part, x_TX.contiguous(), group=group)
     return part
 
 
