@@ -73,13 +73,14 @@ def compute_rows(module: nn.Module, rows_RH: Tensor, routes: Routes) -> Tensor:
     norm after each expert or not.
     """
     first, second = ("gate_up_proj" if _flag(module, "has_gate") else "up_proj"), "down_proj"
-    # Parameters beside these two would learn from what lies in rows that are not used.
-    blank = not routes.full and not dict(module.named_parameters()).keys() <= {first, second}
-    linear = partial(_grouped_linear, module, routes=routes, ends_E=routes.bounds_E1[1:].to(torch.int32), blank=blank)
-    hidden_RF = linear(first, rows_RH)
+    # Parameters beside these two would learn from what lies in rows that are not used, and from its gradient.
+    bare = dict(module.named_parameters()).keys() <= {first, second}
+    keep = torch.nn.Identity() if routes.full or bare else partial(_blank, used_R1=routes.used_R1)
+    linear = partial(_grouped_linear, module, ends_E=routes.bounds_E1[1:].to(torch.int32))
+    hidden_RF = keep(linear(first, rows_RH))
     act: Any = module._apply_gate if _flag(module, "has_gate") else module.act_fn
-    out_RH = linear(second, act(hidden_RF, routes.used) if act is silu_halves else act(hidden_RF))
-    return module.post_expert_norm(out_RH) if _flag(module, "has_post_expert_norm") else out_RH  # pyright: ignore[reportCallIssue]
+    out_RH = keep(linear(second, act(hidden_RF, routes.used) if act is silu_halves else act(hidden_RF)))
+    return keep(module.post_expert_norm(out_RH)) if _flag(module, "has_post_expert_norm") else out_RH  # pyright: ignore[reportCallIssue]
 
 
 def compute_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -142,10 +143,13 @@ def per_expert(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: param for name, param in own.items() if param.ndim > 1 and param.shape[0] == module.num_experts}
 
 
-def _grouped_linear(
-    module: nn.Module, name: str, x_RX: Tensor, *, routes: Routes, ends_E: Tensor, blank: bool
-) -> Tensor:
-    """(R, Y): each row times the matrix of its expert, plus its bias. Rows that are not used are zeros if `blank`."""
+def _blank(x_RX: Tensor, used_R1: Tensor) -> Tensor:
+    """The same rows, and zeros where they are not used; gradients too."""
+    return x_RX.where(used_R1, 0)
+
+
+def _grouped_linear(module: nn.Module, name: str, x_RX: Tensor, ends_E: Tensor) -> Tensor:
+    """(R, Y): each row times the matrix of its expert, plus its bias."""
     weight_EXY = _local(getattr(module, name))
     if not _flag(module, "is_transposed"):
         weight_EXY = weight_EXY.transpose(1, 2)
@@ -155,10 +159,10 @@ def _grouped_linear(
         nothing = weight_EXY.sum() + (0 if bias_EY is None else bias_EY.sum())
         return x_RX.new_zeros(0, weight_EXY.shape[2]) + 0 * nothing.to(x_RX.dtype) + x_RX.sum()
     out_RY = F.grouped_mm(x_RX.to(weight_EXY.dtype), weight_EXY, offs=ends_E)
-    if bias_EY is not None:
-        expert_R = torch.searchsorted(ends_E, torch.arange(len(x_RX), device=x_RX.device), right=True)
-        out_RY = out_RY + bias_EY[expert_R.clamp(max=len(bias_EY) - 1)]
-    return out_RY.where(routes.used_R1, 0) if blank else out_RY
+    if bias_EY is None:
+        return out_RY
+    expert_R = torch.searchsorted(ends_E, torch.arange(len(x_RX), device=x_RX.device), right=True)
+    return out_RY + bias_EY[expert_R.clamp(max=len(bias_EY) - 1)]
 
 
 def _widths(module: nn.Module) -> set[int]:
