@@ -17,16 +17,16 @@ import time
 import torch
 from decide import decide
 from preflight import start
+from report import Reporter
 from request import Config
 from resume import load_run, save_run
 from step import accumulate_grads_, mean_reach, place, rare_collections, rebalance_
-from watch import append_row, check_finite, forget_after, peak_memory_gb, progress_line, tell_step, what_next
+from watch import forget_after, what_next
 
 from omni_data import Cursor, prefetch, stream_batches
 from omni_mesh import join_world, make_mesh
 from omni_models import (
     fill_weights,
-    flops_per_token,
     map_attention,
     map_experts,
     save_config,
@@ -37,7 +37,8 @@ from omni_models import (
 from omni_parallel import (
     apply_ep,
     apply_ulysses,
-    clip_grads_,
+    clip_scale,
+    grad_norm,
     init_state,
     recompute_blocks,
     shard_fsdp,
@@ -87,8 +88,9 @@ def main(config: Config) -> None:
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        first, started = state.step, (began := time.perf_counter())
+        report = Reporter(config, run, world, first=(first := state.step))
         while state.step < stop:
+            began = time.perf_counter()
             # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
             torch.manual_seed(hash((config.seed, state.step, world.rank)))
             micro, reach = [], 0.0
@@ -99,36 +101,18 @@ def main(config: Config) -> None:
                 reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
             waited = time.perf_counter() - began
             metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
-            metrics["grad_norm"] = clip_grads_(model, config.optim.max_norm)
+            metrics["grad_norm"] = grad_norm(model)
             lr = run.schedule(state.step)
-            state = update(state, run.schedule)
+            state = update(state, run.schedule, scale=clip_scale(metrics["grad_norm"], config.optim.max_norm))
             rebalance_(model, loads, run.rate)
             collect_at(state.step)
 
-            # Reading the numbers waits for the device, so the time is taken after it.
-            values = {name: value.item() for name, value in metrics.items()}
-            check_finite(state.step, values)
-            row = tell_step(
-                state.step,
-                values,
-                lr=lr,
-                tokens=run.batch * config.seq_len,
-                tokens_so_far=cursor.rows * config.seq_len,
-                seconds=time.perf_counter() - began,
-                waited=waited,
-                ranks=world.size,
-                flops=flops_per_token(run.facts, reach),
-                memory_gb=peak_memory_gb(world.device),
-                loads=loads,
-            )
-            began += row["seconds"]
-            if chief:
-                append_row(config.out / "metrics.jsonl", row)
-                print(progress_line(row, config.steps, (began - started) / (state.step - first)), flush=True)
-
+            # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
+            report.note(state.step, metrics, loads, lr=lr, rows=cursor.rows, reach=reach, waited=waited)
             if state.step % config.save_every == 0 or state.step == stop:
+                report.tell()
                 save_run(config.out, state, cursor, run.order, keep=config.keep)
-                began = time.perf_counter()
+                report.skip_time()
         batches.close()
         if chief:
             print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)

@@ -26,7 +26,7 @@ def test_gradients_are_those_of_the_plain_model(mesh: Mesh) -> None:
 def test_every_planned_block_is_a_unit_and_every_parameter_a_dtensor(mesh: Mesh) -> None:
     model = shard_fsdp(make_toy(), mesh, plan_toy())
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
-    assert units == ["", "layers.0", "layers.1", "layers.2"]
+    assert units == ["", "layers.0", "layers.1", "layers.2", "out"]
     assert all(isinstance(param, DTensor) and param.dtype == torch.float32 for param in model.parameters())
 
 
@@ -48,14 +48,20 @@ class Scales(nn.Module):
         return x * self.scale
 
 
-def test_a_call_sees_parameters_in_the_dtype_asked_for_and_their_gradients_are_as_wide_as_they() -> None:
+def test_a_call_sees_parameters_in_the_dtype_asked_for_and_gradients_stay_in_it_till_they_add_up() -> None:
     module = Scales()
     param = module.scale
     apply_cast(module, torch.bfloat16)
     out = module(torch.ones(2, dtype=torch.bfloat16))
     assert out.tolist() == [1.0, 1.0], "what bf16 knows of the second"
-    out.sum().backward()
-    assert param.grad is not None and param.grad.dtype == torch.float32
+    first, second = torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([2**-9, 2**-9]).bfloat16()
+    (out * first).sum().backward()
+    assert param.grad is not None and param.grad.dtype == torch.bfloat16
+    assert param.grad.tolist() == [1.0, 2.0]
+    for times in (1, 2):
+        (module(torch.ones(2, dtype=torch.bfloat16)) * second).sum().backward()
+        assert param.grad.dtype == torch.float32
+        assert param.grad.tolist() == [1 + times * 2**-9, 2 + times * 2**-9], "bf16 would lose what comes later"
     with pytest.raises(ValueError, match="other dtypes"):
         module(torch.ones(2))
     assert module.scale is param

@@ -61,9 +61,9 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_update_clears_gradients_and_follows_the_schedule() -> None:
     state = init_state(make_toy(), CONFIG)
     gradients(state.model, make_batch())
-    before = state.model.head.weight.detach().clone()
+    before = state.model.out.weight.detach().clone()
     state = update(state, lambda step: 0.0 if step == 0 else 1.0)
-    assert torch.equal(state.model.head.weight, before)
+    assert torch.equal(state.model.out.weight, before)
     assert all(param.grad is None for param in state.model.parameters())
 
 
@@ -108,8 +108,8 @@ def test_a_tied_parameter_is_held_once() -> None:
 def test_a_tree_that_lacks_something_is_refused() -> None:
     state = init_state(make_toy(), CONFIG)
     tree = state_tree(state)
-    del tree["model"]["head.bias"], tree["optimizer"]["exp_avg"]
-    with pytest.raises(ValueError, match=r"lacks \d+ tensors of this state: model.head.bias, optimizer.exp_avg.embed"):
+    del tree["model"]["out.bias"], tree["optimizer"]["exp_avg"]
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of this state: model.out.bias, optimizer.exp_avg.embed"):
         restore_state(state, tree)
 
 

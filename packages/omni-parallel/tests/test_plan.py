@@ -13,6 +13,7 @@ class Facts:
     blocks: tuple[str, ...] = tuple(f"layers.{i}" for i in range(5))
     num_heads: int = 6
     num_kv_heads: int = 2
+    head: str = "lm_head"
     decoder: str = "model"
     rotaries: tuple[str, ...] = ()
     unsplittable: tuple[str, ...] = ()

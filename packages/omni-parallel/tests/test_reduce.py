@@ -37,7 +37,7 @@ def test_a_model_half_sharded_has_one_norm(mesh: Mesh) -> None:
 def test_parameters_without_a_gradient_do_not_count(mesh: Mesh) -> None:
     model = make_toy()
     assert clip_grads_(model, 1.0).item() == 0.0
-    model.head.weight.grad = torch.full_like(model.head.weight, 2.0)
+    model.out.weight.grad = torch.full_like(model.out.weight, 2.0)
     assert clip_grads_(model, float("inf")).item() == pytest.approx(2.0 * 7**0.5)
 
 

@@ -26,6 +26,7 @@ class Toy(nn.Module):
     blocks = ("layers.0", "layers.1", "layers.2")
     num_heads = 2
     num_kv_heads = 2
+    head = "out"
     decoder = ""
     rotaries = ()
     unsplittable = ()
@@ -37,7 +38,7 @@ class Toy(nn.Module):
         super().__init__()
         self.embed = nn.Linear(3, width)
         self.layers = nn.ModuleList(Block(width) for _ in self.blocks)
-        self.head = nn.Linear(width, 1)
+        self.out = nn.Linear(width, 1)
         self.register_buffer("scale", torch.tensor(2.0))
         self.register_buffer("scratch", torch.tensor(0.0), persistent=False)
 
@@ -45,7 +46,7 @@ class Toy(nn.Module):
         h_BH = self.embed(x_BI)
         for layer in self.layers:
             h_BH = layer(h_BH)
-        return self.head(h_BH) * self.scale
+        return self.out(h_BH) * self.scale
 
 
 def make_toy(width: int = 7) -> Toy:

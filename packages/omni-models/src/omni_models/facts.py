@@ -18,6 +18,8 @@ class ModelFacts:
     model_type: str
     blocks: tuple[str, ...]
     """Names of the repeated blocks, in the order of the forward pass."""
+    head: str
+    """Name of the output head, after the blocks; "" if it has none of its own, or if it is tied to the embedding."""
     experts: tuple[str, ...]
     """Names of the modules that hold the weights of many experts."""
     expert_shapes: tuple[tuple[int, ...], ...]
@@ -77,6 +79,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
     return ModelFacts(
         model_type=model.config.model_type,
         blocks=block_names(model),
+        head="" if head is None or tied else next(name for name, module in model.named_modules() if module is head),
         experts=experts,
         expert_shapes=tuple(dict.fromkeys(tuple(p.shape) for bank in banks for p in bank.parameters(recurse=False))),
         unspreadable=expert_problems(banks),

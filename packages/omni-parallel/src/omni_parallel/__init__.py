@@ -21,8 +21,10 @@ from omni_parallel.plan import RecomputeConfig as RecomputeConfig
 from omni_parallel.plan import plan_parallel as plan_parallel
 from omni_parallel.recompute import recompute_blocks as recompute_blocks
 from omni_parallel.reduce import clip_grads_ as clip_grads_
+from omni_parallel.reduce import clip_scale as clip_scale
 from omni_parallel.reduce import gather_objects as gather_objects
 from omni_parallel.reduce import global_sum as global_sum
+from omni_parallel.reduce import grad_norm as grad_norm
 from omni_parallel.schedules import Schedule as Schedule
 from omni_parallel.schedules import constant as constant
 from omni_parallel.schedules import linear as linear

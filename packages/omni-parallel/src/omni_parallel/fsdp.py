@@ -7,10 +7,11 @@ of targets of the whole world, so the sum is the exact gradient however the batc
 
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
@@ -30,10 +31,11 @@ def shard_fsdp(
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
-    Each block of `plan.blocks` is gathered, used and freed as one unit; what is left is the unit around them. Experts
+    Each block of `plan.blocks` is gathered, used and freed as one unit, so is `plan.head`; what is left is the unit
+    around them. The head and the unit around are kept from their forward pass to their backward pass, of which one
+    follows the other at once, and the other is gathered all that time anyway. Experts
     that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they come in.
-    Where each expert is on one rank alone, there is nothing to gather or to sum: its parameters are cast for the call,
-    and what a product needs of the cast ones for its gradient is kept until then, whatever `reshard_after_forward`.
+    Where each expert is on one rank alone, there is nothing to gather or to sum: see `apply_cast`.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
@@ -50,21 +52,24 @@ def shard_fsdp(
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
     # Inside a block what comes is in the dtype that the model wants: the weights of choices may be wider than the rest.
     as_it_comes = replace(policy, cast_forward_inputs=False)
-    wrap = partial(fully_shard, reshard_after_forward=plan.reshard_after_forward)
     alone = plan.experts if mesh.spec.efsdp == mesh.spec.replicate == 1 else ()
     shared = plan.experts if not alone else ()
     lonely = [apply_cast(model.get_submodule(name), param_dtype) for name in alone]
     here = {param for module in lonely for param in module.parameters(recurse=False)}
     if not all(isinstance(param, DTensor) for param in here):
         raise ValueError(f"experts are whole on each of ep={mesh.spec.ep} ranks: apply_ep comes before shard_fsdp.")
-    units = unit_order(plan.blocks, shared)
-    for name in (*shared, *plan.blocks, ""):
+    head = (plan.head,) if plan.head else ()
+    units = unit_order((*plan.blocks, *head), shared)
+    for name in (*shared, *plan.blocks, *head, ""):
         unit = model.get_submodule(name)
         if name in shared:
             placement = partial(cut_expert, mesh.spec.efsdp)
-            wrap(unit, mesh=sparse, mp_policy=as_it_comes, shard_placement_fn=placement)
+            frees = plan.reshard_after_forward
+            cut = {"shard_placement_fn": placement}
+            fully_shard(unit, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, **cut)
         else:
-            wrap(unit, mesh=dense, mp_policy=policy, ignored_params=here)
+            frees = plan.reshard_after_forward and name in plan.blocks
+            fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
         assert isinstance(unit, FSDPModule)
         # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
         unit.set_gradient_divide_factor(1.0)
@@ -75,12 +80,20 @@ def shard_fsdp(
 
 
 def apply_cast(module: M, dtype: torch.dtype) -> M:
-    """The same module, whose calls see its own parameters in `dtype`. Donates `module`."""
+    """The same module, whose calls see its own parameters in `dtype`. Donates `module`.
+
+    What a product needs of the cast ones for its gradient is kept until the backward pass. A gradient stays in `dtype`,
+    in which it was made, so that nothing is widened that is read once; where a second comes to it they add up in the
+    dtype of the parameter.
+    """
     names = [name for name, _ in module.named_parameters(recurse=False)]
 
     def show(module: nn.Module, args: object) -> None:
         # Found before the parameters of the same names, which stay what they are.
-        vars(module).update({name: module._parameters[name].to(dtype) for name in names})  # pyright: ignore[reportOptionalMemberAccess]
+        own: dict[str, Any] = {name: module._parameters[name] for name in names}
+        vars(module).update(
+            {n: param if param.dtype == dtype else _Cast.apply(param, dtype) for n, param in own.items()}
+        )
 
     def hide(module: nn.Module, args: object, output: object) -> None:
         for name in names:
@@ -89,6 +102,25 @@ def apply_cast(module: M, dtype: torch.dtype) -> M:
     module.register_forward_pre_hook(show)
     module.register_forward_hook(hide, always_call=True)
     return module
+
+
+class _Cast(torch.autograd.Function):
+    """A parameter in another dtype, in which its gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, param: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        ctx.param = param
+        if param.requires_grad:
+            param.grad_dtype = None  # Any will do.
+        return param.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        before = ctx.param.grad
+        if before is not None and before.dtype != ctx.param.dtype:
+            ctx.param.grad = before.to(ctx.param.dtype)
+        return grads[0], None
 
 
 def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[str]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
 
+from omni_parallel.adamw import AdamW
 from omni_parallel.schedules import Schedule
 
 
@@ -42,7 +42,7 @@ class TrainState:
 
     step: int
     model: nn.Module
-    optimizer: Optimizer
+    optimizer: AdamW
 
 
 def check_optim(config: OptimConfig) -> None:
@@ -93,11 +93,17 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     return TrainState(step=0, model=model, optimizer=optimizer)
 
 
-def update(state: TrainState, schedule: Schedule) -> TrainState:
-    """The state one step on: gradients applied at the rate `schedule(state.step)` and cleared. Donates `state`."""
+def update(state: TrainState, schedule: Schedule, *, scale: Tensor | None = None) -> TrainState:
+    """The state one step on: gradients applied at the rate `schedule(state.step)` and cleared. Donates `state`.
+
+    Args:
+        state: with the gradients of a step.
+        schedule: from steps done to the learning rate.
+        scale: what gradients are multiplied by, while they are read: `clip_scale` for example. None for one.
+    """
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
-    state.optimizer.step()
+    state.optimizer.step(scale=scale)
     state.optimizer.zero_grad(set_to_none=True)
     return replace(state, step=state.step + 1)
 

@@ -32,6 +32,11 @@ class ModelFacts(Protocol):
         ...
 
     @property
+    def head(self) -> str:
+        """Name of the module after the blocks that makes the output; "" if it shares parameters with another."""
+        ...
+
+    @property
     def decoder(self) -> str:
         """Name of the module that takes embedded rows through the blocks; "" is the model itself."""
         ...
@@ -102,6 +107,8 @@ class ParallelPlan:
 
     blocks: tuple[str, ...]
     """Sharded one by one, in this order; the rest of the model is one unit around them."""
+    head: str = ""
+    """Sharded like a block, after them; "" leaves it to the rest."""
     recompute: tuple[str, ...] = ()
     """Blocks whose activations are computed again in the backward pass."""
     keep: tuple[str, ...] = ()
@@ -138,7 +145,7 @@ def plan_parallel(
     >>> from omni_mesh import MeshConfig, resolve_mesh
     >>> facts = SimpleNamespace(
     ...     blocks=("layers.0", "layers.1", "layers.2"), num_heads=4, num_kv_heads=2,
-    ...     decoder="", rotaries=(), unsplittable=(), experts=(), expert_shapes=(), unspreadable=())
+    ...     head="", decoder="", rotaries=(), unsplittable=(), experts=(), expert_shapes=(), unspreadable=())
     >>> plan_parallel(facts, resolve_mesh(MeshConfig(), 2), recompute=RecomputeConfig(every=2)).recompute
     ('layers.0', 'layers.2')
     """
@@ -174,6 +181,7 @@ def plan_parallel(
         raise ValueError("this model does not fit this mesh:\n" + "\n".join(f"  - {p}" for p in problems))
     return ParallelPlan(
         blocks=facts.blocks,
+        head=facts.head,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
         keep=KEPT[recompute.keep],
         reshard_after_forward=spec.fsdp > 1,

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement
-from torch.nn.utils import get_total_norm
 
 T = TypeVar("T")
 Kind = tuple[DeviceMesh, tuple[Placement, ...]] | None
@@ -32,11 +31,41 @@ def gather_objects(value: T) -> list[T]:
 
 @torch.no_grad()
 def clip_grads_(model: nn.Module, max_norm: float) -> Tensor:
-    """The global 2-norm of all gradients (scalar, fp32), which are scaled in place so that it is at most `max_norm`.
+    """The `grad_norm` of `model`, whose gradients are scaled in place so that it is at most `max_norm`.
+
+    `update(state, schedule, scale=clip_scale(norm, max_norm))` does the same without a pass over them of its own. No
+    host synchronisation; an infinite `max_norm` only measures.
+    """
+    norm = grad_norm(model)
+    if max_norm != float("inf"):
+        held = [param for param in model.parameters() if param.grad is not None]
+        for param in held:
+            # Scaled where it is narrower than its parameter, a gradient would be rounded.
+            param.grad = param.grad.to(param.dtype)  # pyright: ignore[reportOptionalMemberAccess]
+        scale = clip_scale(norm, max_norm)
+        for grads in _by_dtype([_local(param.grad) for param in held]):
+            # The list form is what keeps this at one kernel for all gradients; torch has no public name for it.
+            torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
+    return norm
+
+
+def clip_scale(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of such a norm are multiplied by so that it is at most `max_norm` (scalar): at most one.
+
+    `max_norm / (norm + 1e-6)`, as in `torch.nn.utils.clip_grad_norm_`. Pure.
+
+    >>> clip_scale(torch.tensor(4.0), 1.0)
+    tensor(0.2500)
+    """
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def grad_norm(model: nn.Module) -> Tensor:
+    """The global 2-norm of all gradients of `model` (scalar, fp32).
 
     Exact for any mix of meshes: squares are summed over the mesh axes a gradient is sharded on and counted once over
-    those it is replicated on. One all-reduce per kind of placement; no host synchronisation. The scale is
-    `max_norm / (norm + 1e-6)`, as in `torch.nn.utils.clip_grad_norm_`; an infinite `max_norm` only measures.
+    those it is replicated on. One all-reduce per kind of placement; no host synchronisation.
 
     Raises:
         ValueError: if a gradient still holds partial sums, whose norm is not defined.
@@ -53,23 +82,32 @@ def clip_grads_(model: nn.Module, max_norm: float) -> Tensor:
         elif param.grad is not None:
             grads.append(param.grad)
     device = next(model.parameters()).device
-    norm = torch.stack([_square_sum(grads, kind, device) for kind, grads in kinds.items()]).sum().sqrt()
-    if max_norm != float("inf"):
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for grads in filter(None, kinds.values()):
-            # The list form is what keeps this at one kernel for all gradients; torch has no public name for it.
-            torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
-    return norm
+    return torch.stack([_square_sum(grads, kind, device) for kind, grads in kinds.items()]).sum().sqrt()
 
 
 def _square_sum(grads: Sequence[Tensor], kind: Kind, device: torch.device) -> Tensor:
     """The sum of squares (scalar, fp32) of gradients that live in one kind of place."""
-    # torch.nn.utils measures many tensors with few kernels; it refuses an empty one, which a small shard may be.
-    filled = [grad.float() for grad in grads if grad.numel()]
-    total = get_total_norm(filled).square() if filled else torch.zeros((), device=device)
+    # Many tensors with few kernels, which sum in fp32 whatever they read; torch has no public name for it.
+    norms = [
+        norm
+        for alike in _by_dtype([grad for grad in grads if grad.numel()])
+        for norm in torch._foreach_norm(alike, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+    ]
+    total = torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
     if kind is not None:
         mesh, placements = kind
         for dim, place in enumerate(placements):
             if not place.is_replicate():
                 dist.all_reduce(total, group=mesh.get_group(dim))
     return total
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.dtype].append(tensor)
+    return list(groups.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

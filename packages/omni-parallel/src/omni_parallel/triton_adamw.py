@@ -1,0 +1,69 @@
+# ruff: noqa: ANN001, ANN202, PLR0917 A kernel is called by position, with pointers that have no type in Python.
+"""The kernel of AdamW: parameter, moments and gradient are read once, and all but the gradient written once.
+
+Written in Triton (Tillet et al., 2019), which comes with torch for CUDA.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048
+
+
+def update_(
+    param: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    scale: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Move `param` and its moments (contiguous, fp32) by `grad` (contiguous, any float dtype) times `scale`.
+
+    Args:
+        param: any shape.
+        grad: of the same shape.
+        first: the mean of gradients.
+        second: the mean of their squares.
+        step: fp32 scalar on the device, counted from one.
+        scale: fp32 scalar on the device; None for one.
+        lr: learning rate.
+        beta1: decay of the first mean.
+        beta2: decay of the second.
+        eps: added to the root of the second.
+        weight_decay: times `lr`, what is taken from the parameter first.
+    """
+    logs = (math.log(beta1) if beta1 else -math.inf, math.log(beta2) if beta2 else -math.inf)
+    settings = (lr, 1 - lr * weight_decay, 1 - beta1, 1 - beta2, *logs, eps)
+    grid = (triton.cdiv(param.numel(), _BLOCK),)
+    if param.numel():
+        _adamw[grid](param, grad, first, second, step, scale, param.numel(), *settings, _BLOCK, num_warps=8)
+
+
+@triton.jit
+def _adamw(param, grad, first, second, step, scale, N, lr, keep, new1, new2, log1, log2, eps, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < N
+    steps = tl.load(step)
+    correct1 = 1 - tl.exp(steps * log1)
+    correct2 = tl.sqrt(1 - tl.exp(steps * log2))
+    g = tl.load(grad + places, mask=inside, other=0).to(tl.float32)
+    if scale is not None:
+        g *= tl.load(scale)
+    m = tl.load(first + places, mask=inside, other=0)
+    v = tl.load(second + places, mask=inside, other=0)
+    p = tl.load(param + places, mask=inside, other=0) * keep
+    m += (g - m) * new1
+    v += (g * g - v) * new2
+    p -= lr / correct1 * (m / (tl.sqrt(v) / correct2 + eps))
+    tl.store(first + places, m, mask=inside)
+    tl.store(second + places, v, mask=inside)
+    tl.store(param + places, p, mask=inside)

@@ -1,0 +1,22 @@
+"""The kernel of AdamW, run by Triton's interpreter on the CPU: what it gives, put in a file.
+
+TRITON_INTERPRET=1 python adamw_main.py IN OUT
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+from omni_parallel import triton_adamw
+
+
+def run(case: dict[str, Any]) -> list[torch.Tensor]:
+    held = [tensor.clone() for tensor in case["held"]]
+    triton_adamw.update_(*held, case["scale"], **case["settings"])
+    return [held[0], held[2], held[3]]
+
+
+if __name__ == "__main__":
+    source, target = sys.argv[1:]
+    torch.save([run(case) for case in torch.load(source)], target)

@@ -1,0 +1,103 @@
+"""Laws of the optimizer: torch's AdamW, whatever the dtype of gradients, and their scale with it."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omni_parallel.adamw import AdamW
+
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+SIZES = ((3, 1000), (7,), (0, 4), (2049,))
+
+
+def train(kind: type[torch.optim.AdamW], grads: torch.dtype, scale: float | None, device: str) -> list[Tensor]:
+    """Parameters and moments after three steps; torch's AdamW gets gradients widened and scaled."""
+    random = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(size, generator=random).to(device)) for size in SIZES]
+    optimizer = kind(params, **SETTINGS, fused=True)
+    for param in params:
+        moments = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        optimizer.state[param] = {"step": torch.zeros((), device=device), **moments}
+    for _ in range(3):
+        for param in params:
+            grad = torch.randn(param.shape, generator=random).to(device, grads)
+            if kind is AdamW:
+                param.grad_dtype = None
+                param.grad = grad
+            else:
+                param.grad = grad.float() * (1 if scale is None else scale)
+        if kind is AdamW:
+            optimizer.step(scale=None if scale is None else torch.tensor(scale, device=device))  # pyright: ignore[reportCallIssue]
+        else:
+            optimizer.step()
+    kept = [optimizer.state[param][key] for param in params for key in ("exp_avg", "exp_avg_sq", "step")]
+    return [tensor.detach() for tensor in (*params, *kept)]
+
+
+def compare(grads: torch.dtype, scale: float | None, device: str) -> None:
+    ours, theirs = train(AdamW, grads, scale, device), train(torch.optim.AdamW, grads, scale, device)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
+def test_it_is_that_of_torch_with_gradients_widened_and_scaled(grads: torch.dtype, scale: float | None) -> None:
+    compare(grads, scale, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_it_is_that_of_torch(grads: torch.dtype, scale: float | None) -> None:
+    compare(grads, scale, "cuda")
+
+
+def by_formula(case: dict[str, Any]) -> list[Tensor]:
+    """The same in fp64."""
+    p, g, m, v, step = (tensor.double() for tensor in case["held"])
+    s = case["settings"]
+    g = g if case["scale"] is None else g * case["scale"].double()
+    m, v = s["beta1"] * m + (1 - s["beta1"]) * g, s["beta2"] * v + (1 - s["beta2"]) * g * g
+    whole_m, whole_v = m / (1 - s["beta1"] ** step), v / (1 - s["beta2"] ** step)
+    p = p - s["lr"] * s["weight_decay"] * p - s["lr"] * whole_m / (whole_v.sqrt() + s["eps"])
+    return [p, m, v]
+
+
+def draw(grads: torch.dtype, scale: float | None, beta1: float, step: float) -> dict[str, Any]:
+    random = torch.Generator().manual_seed(1)
+    p, g, m, v = torch.randn(4, 3001, generator=random)
+    return {
+        "held": (p, g.to(grads), m, v.square(), torch.tensor(step)),
+        "scale": None if scale is None else torch.tensor(scale),
+        "settings": {"lr": 1e-2, "beta1": beta1, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+    }
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_the_kernel_obeys_the_formula_in_tritons_interpreter(tmp_path: Path) -> None:
+    cases = [
+        draw(torch.float32, None, 0.9, 1.0),
+        draw(torch.bfloat16, 0.3, 0.9, 7.0),
+        draw(torch.float32, 0.3, 0.0, 100.0),
+    ]
+    torch.save(cases, tmp_path / "given")
+    main = Path(__file__).parent / "adamw_main.py"
+    command = [sys.executable, str(main), str(tmp_path / "given"), str(tmp_path / "found")]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "only 0-dimensional arrays can be converted to Python scalars" in ran.stderr:
+        pytest.skip("the interpreter of this Triton cannot count with this numpy")
+    assert ran.returncode == 0, ran.stderr
+    for case, found in zip(cases, torch.load(tmp_path / "found"), strict=True):
+        for mine, exact in zip(found, by_formula(case), strict=True):
+            assert torch.allclose(mine.double(), exact, rtol=1e-5, atol=1e-6)
