@@ -39,7 +39,7 @@ KINDS: Final = {
     "attention": r"flash|fmha|attn|FlashAttention",
     "matrix products": r"gemm|cutlass|nvjet|sm90_xmma|cublas",
     "optimizer": r"adam",
-    "rows of experts": r"_sum_rows|_grad_rows|silu_halves",
+    "rows of experts": r"_spread|_sum_rows|_grad_rows|silu_halves",
     "norms, positions": r"rms_norm|rope",
     "index, gather, sort": r"index|gather|scatter|[sS]ort|scan|radix",
     "copies and casts": r"Memcpy|Memset|copy|cat|CatArray|fill",

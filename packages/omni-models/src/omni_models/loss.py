@@ -168,6 +168,14 @@ def _cross_entropy(logits_TV: Tensor, index_T1: Tensor, *, grads: bool) -> tuple
     return -logp_T1, d_logits_TV.scatter_(1, index_T1, logp_T1.expm1().to(logits_TV.dtype))
 
 
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `a @ b` to `total`, which may be wider. cuBLAS adds what it has summed in fp32, without rounding it first."""
+    if total.is_cuda and total.dtype != a.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -192,7 +200,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if d_hidden_TH is not None:
                 torch.mm(d_logits, weight_VH, out=d_hidden_TH[part]).mul_(target)
             if d_weight_VH is not None:
-                d_weight_VH += d_logits.T @ (hidden * target)
+                _add_product_(d_weight_VH, d_logits.T, hidden * target)
             if d_bias_V is not None:
                 d_bias_V += (d_logits * target).sum(0, dtype=torch.float32)
         # Each gradient takes its input's dtype here, once; backward only scales it.
