@@ -33,6 +33,7 @@ from omni_parallel import (
     ParallelPlan,
     Schedule,
     check_optim,
+    choose_unit_blocks,
     named_tensors,
     plan_parallel,
     warmup_cosine,
@@ -139,7 +140,11 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         problems += unsupported(model)
     plan = None
     if facts and spec:
-        plan = attempt(problems, plan_parallel, facts, spec, recompute=config.recompute, sp_chunks=config.sp_chunks)
+        # Without --ep experts are in their blocks.
+        block_params = facts.block_params if spec.ep > 1 or not facts.experts else facts.num_params
+        unit_blocks = config.unit_blocks or (choose_unit_blocks(block_params, spec) if device == "cuda" else 1)
+        wanted = {"recompute": config.recompute, "sp_chunks": config.sp_chunks, "unit_blocks": unit_blocks}
+        plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     name = config.tokenizer or own
     tokenizer = attempt(problems, read_tokenizer, name) if name else None

@@ -67,6 +67,8 @@ class Config:
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
+    unit_blocks: int | None = None
+    """Blocks whose parameters are gathered together. Left out: on GPUs as many as the host can keep up with."""
     recompute: RecomputeConfig = RecomputeConfig()
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()

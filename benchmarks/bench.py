@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -20,7 +20,6 @@ from typing import Any, Final
 import torch
 from measure import ROOT
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(ROOT / "apps"))
@@ -70,27 +69,31 @@ def main(config: Config) -> None:
             raise ValueError(f"steps={config.steps} ends before three steps after profile_at are seen: run longer.")
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
-    if config.balanced:
-        register_module_forward_pre_hook(choose_in_turn)
     pretrain.main(config)
 
 
 def decide_otherwise(config: Config, given: request.Config) -> Decision:
     """What the app decides, but for what is asked here."""
     run = decide(given)
+    if config.balanced:
+        for experts in filter(is_experts, run.model.modules()):
+            experts.register_forward_pre_hook(choose_in_turn)
     return replace(run, plan=replace(run.plan, reshard_after_forward=False)) if config.gathered else run
 
 
-def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same call of experts, whose choices go round all of them."""
-    if not is_experts(module):
-        return None
     x_TH, expert_TK, *rest = args
     (T, K), E = expert_TK.shape, module.num_experts
     assert isinstance(E, int)
-    # The choices of a token lie far apart, so that they are not all on one rank.
-    token_T1, apart_K = (torch.arange(n, device=expert_TK.device) for n in (T, K))
-    return x_TH, (token_T1[:, None] + apart_K * (E // K)) % E, *rest
+    return x_TH, go_round(T, K, E, expert_TK.device), *rest
+
+
+@cache
+def go_round(T: int, K: int, E: int, device: torch.device) -> torch.Tensor:
+    """Experts of each token, (T, K) int64; those of a token lie far apart, so that they are not all on one rank."""
+    token_T1, apart_K = (torch.arange(n, device=device) for n in (T, K))
+    return (token_T1[:, None] + apart_K * (E // K)) % E
 
 
 def watch(step: Callable[..., Any], first: int, steps: int, to: Path | None) -> Callable[..., Any]:

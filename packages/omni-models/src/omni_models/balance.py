@@ -11,6 +11,7 @@ biases `e_score_correction_bias`. `tests/test_balance.py` fails if one moves.
 Dimensions: T tokens, K experts a token, E experts.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from omni_models.experts import is_experts, sort_choices
+from omni_models.experts import is_experts
 from omni_models.shares import local, share
 
 Biases = Mapping[str, Tensor]
@@ -89,14 +90,19 @@ def count_load(chosen_TK: Tensor, num_experts: int, *, real_T: Tensor | None = N
         num_experts: E.
         real_T: bool, False for tokens that only lengthen a row; None if there are none.
     """
-    if real_T is not None:
-        chosen_TK = chosen_TK.where(real_T[:, None], num_experts)
-    return sort_choices(chosen_TK, num_experts).counts_E
+    return _count_layers(chosen_TK[None], num_experts, real_T)[0]
 
 
 def count_loads(routing: Routing, *, real_T: Tensor | None = None) -> dict[str, Tensor]:
-    """`count_load` of each layer of `routing`, by the name of the experts."""
-    return {n: count_load(chosen, routing.num_experts[n], real_T=real_T) for n, chosen in routing.chosen.items()}
+    """`count_load` of each layer of `routing`, by the name of the experts; layers that are alike at once."""
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for name, chosen_TK in routing.chosen.items():
+        alike[routing.num_experts[name], chosen_TK.shape].append(name)
+    loads: dict[str, Tensor] = {}
+    for (num_experts, _), names in alike.items():
+        chosen_LTK = torch.stack([routing.chosen[name] for name in names])
+        loads |= dict(zip(names, _count_layers(chosen_LTK, num_experts, real_T), strict=True))
+    return {name: loads[name] for name in routing.chosen}
 
 
 def balance_loss(
@@ -190,6 +196,18 @@ def balance_problems(model: PreTrainedModel, config: BalanceConfig) -> list[str]
         ),
     ]
     return [problem for holds, problem in rules if holds]
+
+
+def _count_layers(chosen_LTK: Tensor, num_experts: int, real_T: Tensor | None) -> Tensor:
+    """Tokens that chose each expert of each layer, (L, E) int64. bincount would make the host wait for the GPU."""
+    if real_T is not None:
+        chosen_LTK = chosen_LTK.where(real_T[:, None], num_experts)
+    layers = len(chosen_LTK)
+    first_L11 = torch.arange(layers, device=chosen_LTK.device)[:, None, None] * (num_experts + 1)
+    places = (chosen_LTK + first_L11).flatten()
+    counts = torch.zeros(layers * (num_experts + 1), dtype=torch.int64, device=chosen_LTK.device)
+    counts.scatter_add_(0, places, torch.ones_like(places))
+    return counts.view(layers, num_experts + 1)[:, :-1]
 
 
 def _bias_tensors(model: nn.Module) -> dict[str, Tensor]:

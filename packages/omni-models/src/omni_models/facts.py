@@ -40,6 +40,8 @@ class ModelFacts:
     vocab_size: int
     num_experts: int
     experts_per_token: int
+    block_params: int
+    """Of the largest block, but for what is in `experts`."""
     num_params: int
     active_params: int
     """Parameters that one token is multiplied by: not the embedding it only looks up, nor experts it is not sent to."""
@@ -74,11 +76,12 @@ def describe(model: PreTrainedModel) -> ModelFacts:
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
+    blocks = block_names(model)
     in_experts = sum(_count(bank.parameters()) for bank in banks)
     idle = in_experts * (num_experts - chosen) // num_experts if num_experts else 0
     return ModelFacts(
         model_type=model.config.model_type,
-        blocks=block_names(model),
+        blocks=blocks,
         head="" if head is None or tied else next(name for name, module in model.named_modules() if module is head),
         experts=experts,
         expert_shapes=tuple(dict.fromkeys(tuple(p.shape) for bank in banks for p in bank.parameters(recurse=False))),
@@ -94,6 +97,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         vocab_size=config.vocab_size,
         num_experts=num_experts,
         experts_per_token=chosen,
+        block_params=max((_count_dense(model, name, experts) for name in blocks), default=0),
         num_params=total,
         active_params=total - idle - (0 if tied else _count(embedding.parameters())),
         tied_embeddings=tied,
@@ -133,6 +137,11 @@ def _holds_experts(module: nn.Module) -> bool:
     own = dict(module.named_parameters(recurse=False))
     named = type(module).__name__.endswith("Experts") and any(param.ndim == 3 for param in own.values())
     return named or is_experts(module)
+
+
+def _count_dense(model: nn.Module, block: str, experts: tuple[str, ...]) -> int:
+    inside = [model.get_submodule(name) for name in experts if name.startswith(f"{block}.")]
+    return _count(model.get_submodule(block).parameters()) - sum(_count(bank.parameters()) for bank in inside)
 
 
 def _first(config: object, *names: str) -> int:

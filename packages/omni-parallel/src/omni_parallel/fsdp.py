@@ -31,10 +31,10 @@ def shard_fsdp(
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
-    Each block of `plan.blocks` is gathered, used and freed as one unit, so is `plan.head`; what is left is the unit
-    around them. The head and the unit around are kept from their forward pass to their backward pass, of which one
-    follows the other at once, and the other is gathered all that time anyway. Experts
-    that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they come in.
+    `plan.unit_blocks` blocks of `plan.blocks` are gathered, used and freed as one unit, so is `plan.head`; what is left
+    is the unit around them. The head, whose backward pass follows at once, and the unit around are not freed between.
+    Experts that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they
+    come in.
     Where each expert is on one rank alone, there is nothing to gather or to sum: see `apply_cast`.
 
     Args:
@@ -58,25 +58,33 @@ def shard_fsdp(
     here = {param for module in lonely for param in module.parameters(recurse=False)}
     if not all(isinstance(param, DTensor) for param in here):
         raise ValueError(f"experts are whole on each of ep={mesh.spec.ep} ranks: apply_ep comes before shard_fsdp.")
-    head = (plan.head,) if plan.head else ()
-    units = unit_order((*plan.blocks, *head), shared)
-    for name in (*shared, *plan.blocks, *head, ""):
-        unit = model.get_submodule(name)
-        if name in shared:
-            placement = partial(cut_expert, mesh.spec.efsdp)
-            frees = plan.reshard_after_forward
-            cut = {"shard_placement_fn": placement}
-            fully_shard(unit, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, **cut)
-        else:
-            frees = plan.reshard_after_forward and name in plan.blocks
-            fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
-        assert isinstance(unit, FSDPModule)
-        # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
-        unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)
+    for name in shared:
+        cut = partial(cut_expert, mesh.spec.efsdp)
+        frees = plan.reshard_after_forward
+        expert = model.get_submodule(name)
+        _sum(
+            fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
+        )
+    head = [(plan.head,)] if plan.head else []
+    firsts = range(0, len(plan.blocks), plan.unit_blocks)
+    units = [*(plan.blocks[i : i + plan.unit_blocks] for i in firsts), *head]
+    for names in (*units, ("",)):
+        frees = plan.reshard_after_forward and names[0] in plan.blocks
+        modules = [model.get_submodule(name) for name in names]
+        fully_shard(modules, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
+        _sum(modules[0])
     if mesh.spec.fsdp > 1:
-        _prefetch([[model.get_submodule(name) for name in names] for names in units], plan.prefetch)
+        order = unit_order(tuple(names[0] for names in units), shared)
+        _prefetch([[model.get_submodule(name) for name in names] for names in order], plan.prefetch)
     return model
+
+
+def _sum(unit: nn.Module) -> None:
+    """Gradients of `unit` are summed over ranks, as they are."""
+    assert isinstance(unit, FSDPModule)
+    # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
+    unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)
 
 
 def apply_cast(module: M, dtype: torch.dtype) -> M:
