@@ -4,13 +4,15 @@ Pure, but for looking at the GPU and for what is installed.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from request import Config
 from transformers import PreTrainedModel
 
+from omni_mesh import MeshSpec
 from omni_models import (
+    ModelFacts,
     attention_problems,
     balance_problems,
     choose_attention,
@@ -20,6 +22,7 @@ from omni_models import (
     experts_problems,
     loss_problems,
 )
+from omni_parallel import choose_unit_blocks, has_shared_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,20 @@ def choose_compute(
             "are: lower it in the configuration."
         )
     return Compute(attention, experts, loss), problems
+
+
+def choose_units(config: Config, facts: ModelFacts, spec: MeshSpec, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `plan_parallel` is told of units of sharding, where `config` leaves it open for speed at little memory.
+
+    Gathering again in the backward pass saves what all blocks take together, and costs time of the host and of links.
+    """
+    # Experts that are whole on one rank are never gathered; others are, in their blocks or by themselves.
+    alone = spec.ep > 1 and not has_shared_experts(spec)
+    whole = facts.block_params if alone or not facts.experts else facts.num_params // max(1, len(facts.blocks))
+    gpu = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
+    small = whole * len(facts.blocks) * dtype.itemsize < gpu / 64
+    unit = choose_unit_blocks(whole, spec) if device == "cuda" else 1
+    return {
+        "unit_blocks": unit if config.unit_blocks is None else config.unit_blocks,
+        "keep_gathered": small if config.keep_gathered is None else config.keep_gathered,
+    }

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from compute import Compute, choose_compute
+from compute import Compute, choose_compute, choose_units
 from preflight import attempt, refuse
 from request import Config
 from transformers import PreTrainedModel
@@ -33,7 +33,6 @@ from omni_parallel import (
     ParallelPlan,
     Schedule,
     check_optim,
-    choose_unit_blocks,
     named_tensors,
     plan_parallel,
     warmup_cosine,
@@ -140,10 +139,8 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         problems += unsupported(model)
     plan = None
     if facts and spec:
-        # Without --ep experts are in their blocks.
-        block_params = facts.block_params if spec.ep > 1 or not facts.experts else facts.num_params
-        unit_blocks = config.unit_blocks or (choose_unit_blocks(block_params, spec) if device == "cuda" else 1)
-        wanted = {"recompute": config.recompute, "sp_chunks": config.sp_chunks, "unit_blocks": unit_blocks}
+        wanted = choose_units(config, facts, spec, device, dtype)
+        wanted |= {"recompute": config.recompute, "sp_chunks": config.sp_chunks}
         plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     name = config.tokenizer or own

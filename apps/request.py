@@ -69,6 +69,9 @@ class Config:
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
     unit_blocks: int | None = None
     """Blocks whose parameters are gathered together. Left out: on GPUs as many as the host can keep up with."""
+    keep_gathered: bool | None = None
+    """Keep the parameters of blocks gathered from the forward pass to the backward pass. Left out: on GPUs where those
+    of all blocks, spread experts apart, take less than a sixty-fourth of the memory."""
     recompute: RecomputeConfig = RecomputeConfig()
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()

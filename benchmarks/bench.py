@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,8 +52,6 @@ class Config(request.Config):
 
     balanced: bool = False
     """Overrule the routers."""
-    gathered: bool = False
-    """Keep parameters gathered between the forward and the backward pass."""
     profile_at: int | None = None
     """After so many steps, profile three on the first rank, and print where their time went."""
     trace: Path | None = None
@@ -78,7 +76,7 @@ def decide_otherwise(config: Config, given: request.Config) -> Decision:
     if config.balanced:
         for experts in filter(is_experts, run.model.modules()):
             experts.register_forward_pre_hook(choose_in_turn)
-    return replace(run, plan=replace(run.plan, reshard_after_forward=False)) if config.gathered else run
+    return run
 
 
 def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

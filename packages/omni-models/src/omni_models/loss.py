@@ -168,12 +168,14 @@ def _cross_entropy(logits_TV: Tensor, index_T1: Tensor, *, grads: bool) -> tuple
     return -logp_T1, d_logits_TV.scatter_(1, index_T1, logp_T1.expm1().to(logits_TV.dtype))
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add `a @ b` to `total`, which may be wider. cuBLAS adds what it has summed in fp32, without rounding it first."""
-    if total.is_cuda and total.dtype != a.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total += a @ b
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """`total + a @ b` in fp32; None is nothing yet. cuBLAS adds what it has summed, without rounding it first. Donates
+    `total`."""
+    if a.is_cuda and a.dtype != torch.float32:
+        if total is None:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    return (a @ b).float() if total is None else total.add_(a @ b)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -183,7 +185,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         total = hidden_TH.new_zeros((), dtype=torch.float32)
         d_hidden_TH = torch.empty_like(hidden_TH) if need_hidden else None
-        d_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
+        d_weight_VH = None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and need_bias else None
         for start in range(0, len(hidden_TH), chunk):
             part = slice(start, start + chunk)
@@ -199,10 +201,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # What is no target is left out where it is cheap: of the hidden side, not of the vocabulary.
             if d_hidden_TH is not None:
                 torch.mm(d_logits, weight_VH, out=d_hidden_TH[part]).mul_(target)
-            if d_weight_VH is not None:
-                _add_product_(d_weight_VH, d_logits.T, hidden * target)
+            if need_weight:
+                d_weight_VH = _add_product(d_weight_VH, d_logits.T, hidden * target)
             if d_bias_V is not None:
                 d_bias_V += (d_logits * target).sum(0, dtype=torch.float32)
+        if need_weight and d_weight_VH is None:  # There was no token.
+            d_weight_VH = torch.zeros_like(weight_VH)
         # Each gradient takes its input's dtype here, once; backward only scales it.
         grads = ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH), (d_bias_V, bias_V))
         ctx.save_for_backward(*(None if grad is None or like is None else grad.to(like.dtype) for grad, like in grads))
@@ -211,4 +215,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_totals: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a head's gradient is too large to hold twice. torch refuses a second backward pass by itself.
-        return (*(None if grad is None else grad.mul_(d_totals[0]) for grad in ctx.saved_tensors), None, None)
+        return (*(None if grad is None else _scale_(grad, d_totals[0]) for grad in ctx.saved_tensors), None, None)
+
+
+def _scale_(grad: Tensor, factor: Tensor) -> Tensor:
+    if fuses(grad) and grad.is_contiguous():
+        from omni_models import triton_loss
+
+        return triton_loss.scale_(grad, factor)
+    return grad.mul_(factor)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
@@ -57,6 +58,8 @@ def update_(held: list[Held], group: dict[str, Any], scale: Tensor | None) -> No
         torch._foreach_add_([steps for *_, steps in fused], 1)  # pyright: ignore[reportPrivateImportUsage]
         for each in fused:
             triton_adamw.update_(*each, scale, group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+        # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
+        increment_version([tensor for param, _, *moments, _ in fused for tensor in (param, *moments)])
     if rest:
         params, grads, firsts, seconds, steps = map(list, zip(*rest, strict=True))
         grads = [grad.to(param.dtype) for param, grad in zip(params, grads, strict=True)]

@@ -140,6 +140,7 @@ def plan_parallel(
     recompute: RecomputeConfig = RecomputeConfig(),
     sp_chunks: int = 1,
     unit_blocks: int = 1,
+    keep_gathered: bool = False,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
@@ -149,6 +150,8 @@ def plan_parallel(
         recompute: which blocks trade compute for memory.
         sp_chunks: parts of the heads of a sequence rank, which overlap; 1 for no overlap.
         unit_blocks: how many blocks are gathered together: see `choose_unit_blocks`.
+        keep_gathered: keep gathered parameters from the forward pass to the backward pass (ZeRO-2), where ranks share
+            them.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
@@ -204,7 +207,7 @@ def plan_parallel(
         head=facts.head,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
         keep=KEPT[recompute.keep],
-        reshard_after_forward=spec.fsdp > 1,
+        reshard_after_forward=spec.fsdp > 1 and not keep_gathered,
         decoder=facts.decoder,
         rotaries=facts.rotaries,
         sp_chunks=sp_chunks,
