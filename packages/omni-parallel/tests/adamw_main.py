@@ -1,4 +1,4 @@
-"""The kernel of AdamW, run by Triton's interpreter on the CPU: what it gives, put in a file.
+"""The kernels of AdamW and of the norm, run by Triton's interpreter on the CPU: what they give, put in a file.
 
 TRITON_INTERPRET=1 python adamw_main.py IN OUT
 """
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from omni_parallel import triton_adamw
+from omni_parallel import triton_adamw, triton_norm
 
 
 def run(case: dict[str, Any]) -> list[torch.Tensor]:
     held = [tensor.clone() for tensor in case["held"]]
     triton_adamw.update_(*held, case["scale"], **case["settings"])
-    return [held[0], held[2], held[3]]
+    return [held[0], held[2], held[3], triton_norm.square_sum([case["held"][1], case["held"][0]])]
 
 
 if __name__ == "__main__":

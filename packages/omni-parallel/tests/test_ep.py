@@ -1,5 +1,7 @@
 """Laws of spread experts that one rank can show; the workspace's `tests/test_experts.py` holds the rest."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,11 +21,18 @@ class Factors(nn.Module):
 
 
 def compute(
-    module: nn.Module, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor, *, rows: int | None = None
+    module: nn.Module,
+    x_TH: Tensor,
+    expert_TK: Tensor,
+    weights_TK: Tensor,
+    *,
+    rows: int | None = None,
+    across: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     assert rows in (None, int((expert_TK < 4).sum()))
     factors_T = (weights_TK * (expert_TK + 1) * (expert_TK < 4)).sum(1, keepdim=True)
-    return x_TH * factors_T * x_TH
+    out_TH = x_TH * factors_T * x_TH
+    return out_TH if across is None else across(out_TH)
 
 
 def tokens(choices: int) -> tuple[Tensor, Tensor, Tensor]:

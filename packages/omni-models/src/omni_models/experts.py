@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from omni_models.rows import Routes, collect, silu_halves, spread
+from omni_models.rows import Across, Routes, collect, silu_halves, spread
 
 ExpertsFn = Callable[..., Tensor]
-"""(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
-and summed, in the widest dtype of tokens and weights. Where only some experts are here, they are numbered from 0, a
-choice of another number adds nothing, and at most `rows` choices are here, so that nobody asks the GPU."""
+"""(module, x_TH, expert_TK, weights_TK, *, rows=None, across=None) -> out_TH: what the experts of a module make of
+tokens, weighted and summed, in the widest dtype of tokens and weights. Where only some experts are here, they are
+numbered from 0, a choice of another number adds nothing, and at most `rows` choices are here, so that nobody asks the
+GPU; `across(sum)` is then the sum of all ranks."""
 
 COMPUTE = "omni_experts"
 """The attribute of an experts module that holds its own function."""
@@ -57,13 +58,19 @@ def sort_choices(expert_TK: Tensor, num_experts: int, rows: int | None = None) -
 
 
 def grouped_experts(
-    module: nn.Module, x_TH: Tensor, expert_TK: Tensor, weights_TK: Tensor, *, rows: int | None = None
+    module: nn.Module,
+    x_TH: Tensor,
+    expert_TK: Tensor,
+    weights_TK: Tensor,
+    *,
+    rows: int | None = None,
+    across: Across | None = None,
 ) -> Tensor:
     """What the experts of `module` make of tokens, by grouped matrix products over rows sorted by expert: an
     `ExpertsFn`. Parameters may be DTensors, of which this rank's part holds the experts that are here."""
     first = next(iter(per_expert(module)))
     routes = sort_choices(expert_TK, len(_local(getattr(module, first))), rows)
-    return collect(compute_rows(module, spread(x_TH, routes), routes), weights_TK, routes)
+    return collect(compute_rows(module, spread(x_TH, routes), routes), weights_TK, routes, across)
 
 
 def compute_rows(module: nn.Module, rows_RH: Tensor, routes: Routes) -> Tensor:

@@ -11,10 +11,11 @@ that are set aside and not used hold nothing that counts, not even zeros, and no
 Dimensions: T tokens, K experts a token, R <= T * K rows set aside, H hidden size, F width of an expert.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Across(Protocol):
+    """What makes of the sums of this rank those of all ranks, and its transpose, for gradients."""
+
+    @property
+    def there(self) -> Callable[[Tensor], Tensor]: ...
+    @property
+    def back(self) -> Callable[[Tensor], Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +68,12 @@ def spread(x_TH: Tensor, routes: Routes) -> Tensor:
     return _Spread.apply(x_TH, routes)  # pyright: ignore[reportReturnType]
 
 
-def collect(rows_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
-    """(T, H) in the widest dtype of both: the rows of each token, weighted and summed in the order of its choices."""
-    return _Collect.apply(rows_RH, weights_TK, routes)  # pyright: ignore[reportReturnType]
+def collect(rows_RH: Tensor, weights_TK: Tensor, routes: Routes, across: Across | None = None) -> Tensor:
+    """(T, H) in the widest dtype of both: the rows of each token, weighted and summed in the order of its choices.
+
+    With `across` it is what that makes of it, whose gradient then comes back as narrow as it was left.
+    """
+    return _Collect.apply(rows_RH, weights_TK, routes, across)  # pyright: ignore[reportReturnType]
 
 
 def silu_halves(both_RF: Tensor, used: Tensor | None = None) -> Tensor:
@@ -95,28 +108,31 @@ class _Spread(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_RH: Tensor, weights_TK: Tensor, routes: Routes) -> Tensor:
+    def forward(ctx: Any, rows_RH: Tensor, weights_TK: Tensor, routes: Routes, across: Across | None) -> Tensor:
         ctx.save_for_backward(rows_RH, weights_TK, routes.order_R, routes.place_TK, routes.used)
         dtype = torch.promote_types(rows_RH.dtype, weights_TK.dtype)
-        return sum_rows(rows_RH, routes.place_TK, routes.used, weights_TK, dtype)
+        out_TH = sum_rows(rows_RH, routes.place_TK, routes.used, weights_TK, dtype)
+        ctx.across = across
+        return out_TH if across is None else across.there(out_TH)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         rows_RH, weights_TK, order_R, place_TK, used = ctx.saved_tensors
+        d_out_TH = grads[0] if ctx.across is None else ctx.across.back(grads[0])
         wide = torch.promote_types(rows_RH.dtype, torch.float32)
         d_weights_TK = torch.zeros_like(weights_TK, dtype=wide, memory_format=torch.contiguous_format)
         if fuses(rows_RH):
             from omni_models import triton_rows
 
-            d_rows_RH = triton_rows.grad_rows(grads[0], rows_RH, weights_TK, order_R, used, d_weights_TK)
+            d_rows_RH = triton_rows.grad_rows(d_out_TH, rows_RH, weights_TK, order_R, used, d_weights_TK)
         else:
-            d_rows_RH = grads[0].to(rows_RH.dtype)[order_R // place_TK.shape[1]]
+            d_rows_RH = d_out_TH.to(rows_RH.dtype)[order_R // place_TK.shape[1]]
             products_R = (d_rows_RH * rows_RH).sum(-1, dtype=wide)
             here_R = torch.arange(len(order_R), device=order_R.device) < used
             d_weights_TK.view(-1)[order_R] = products_R.where(here_R, 0)
             d_rows_RH = d_rows_RH.mul_(weights_TK.flatten()[order_R, None])
-        return d_rows_RH, d_weights_TK.to(weights_TK.dtype), None
+        return d_rows_RH, d_weights_TK.to(weights_TK.dtype), None, None
 
 
 class _SiluHalves(torch.autograd.Function):

@@ -50,8 +50,8 @@ Held = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def update_(held: list[Held], group: dict[str, Any], scale: Tensor | None) -> None:
     """Move the parameters of `held` one step, by the settings of `group`."""
-    fused = [each for each in held if fuses(*each)]
-    rest = [each for each in held if not fuses(*each)]
+    fused = [each for each in held if _is_wide(each) and fuses(*each)]
+    rest = [each for each in held if not (_is_wide(each) and fuses(*each))]
     if fused:
         from omni_parallel import triton_adamw
 
@@ -81,11 +81,14 @@ def update_(held: list[Held], group: dict[str, Any], scale: Tensor | None) -> No
         )
 
 
-def fuses(param: Tensor, grad: Tensor, *held: Tensor) -> bool:
-    """Whether the kernel of Triton does it: on a GPU, where all but the gradient is fp32."""
-    wide = all(tensor.dtype == torch.float32 for tensor in (param, *held))
-    whole = all(tensor.is_contiguous() for tensor in (param, grad, *held))
-    return param.is_cuda and wide and whole and _has_triton()
+def fuses(*tensors: Tensor) -> bool:
+    """Whether kernels of Triton run on such tensors."""
+    return all(x.is_cuda and x.is_contiguous() and x.is_floating_point() for x in tensors) and _has_triton()
+
+
+def _is_wide(held: Held) -> bool:
+    param, _, *others = held
+    return all(tensor.dtype == torch.float32 for tensor in (param, *others))
 
 
 @cache

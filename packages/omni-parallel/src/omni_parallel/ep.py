@@ -22,17 +22,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from omni_mesh import Mesh
+from omni_parallel.across import Across, Pick, Put, exchange, gather, sum_scatter
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
 ExpertsFn = Callable[..., Tensor]
-"""(module, x_TH, expert_TK, weights_TK, *, rows=None) -> out_TH: what the experts of a module make of tokens, weighted
-and summed, in the dtype of the tokens or a wider one. Where only some experts are here, they are numbered from 0, a
-choice of another number adds nothing, and at most `rows` choices are here."""
+"""(module, x_TH, expert_TK, weights_TK, *, rows=None, across=None) -> out_TH: what the experts of a module make of
+tokens, weighted and summed, in the dtype of the tokens or a wider one. Where only some experts are here, they are
+numbered from 0, a choice of another number adds nothing, and at most `rows` choices are here. With `across`, an
+`Across`, it gives `across(sum)`; one that makes its own gradient may call its two functions instead."""
 OverExperts = Callable[[Any, tuple[str, ...], Callable[[ExpertsFn], ExpertsFn]], Any]
 """What replaces the experts `e` of each module named by `f(e)`."""
 
@@ -59,10 +60,9 @@ class Tokens:
     weights: Tensor
 
 
-Part = Callable[[Tokens, int], Tensor]
-"""What the experts of this rank add to tokens that have at most so many choices of them."""
+Part = Callable[[Tokens, int, Across], Tensor]
+"""What the experts of this rank, and across ranks of all, make of tokens that have at most so many choices of them."""
 Find = Callable[[Tensor], Travel]
-Collective = Callable[[Tensor], Tensor]
 
 
 def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable[[ExpertsFn], ExpertsFn]:
@@ -96,10 +96,11 @@ def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable
             # A sum of parts that were rounded would depend on how many there are.
             wide = torch.promote_types(weights_TK.dtype, torch.float32)
 
-            def compute_part(tokens: Tokens, rows: int) -> Tensor:
+            def compute_part(tokens: Tokens, rows: int, across: Across) -> Tensor:
                 # Counted from the first of this rank, around the circle of all and the one that there is not.
                 expert = (tokens.expert - own * group.rank()) % (module.num_experts + 1)
-                return compute(module, tokens.x, expert, tokens.weights, rows=rows).to(wide)
+                widened = Across(lambda part: across.there(part.to(wide)), across.back)
+                return compute(module, tokens.x, expert, tokens.weights, rows=rows, across=widened)
 
             if not seen:
                 _check_even(x_TH, group)
@@ -178,11 +179,10 @@ def _gathered(compute: Part, group: dist.ProcessGroup, tokens: Tokens, own: int,
         # Ranks may have different numbers of tokens; one that only fills up chooses an expert that there is not.
         fill = partial(F.pad, pad=(0, 0, 0, longest - T))
         tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=own * P), fill(tokens.weights))
-    gather, add = partial(_gather, group=group), partial(_sum_scatter, group=group)
-    x, weights = (_Across.apply(each, gather, add) for each in (tokens.x, tokens.weights))
-    part = compute(Tokens(x, gather(tokens.expert), weights), rows)  # pyright: ignore[reportArgumentType]
+    bring = Across(partial(gather, group=group), partial(sum_scatter, group=group))
     # What comes back is as wide as what went, so that its gradient is too.
-    out: Any = _Across.apply(part, lambda part: add(part).to(tokens.x.dtype), gather)
+    give = Across(lambda part: bring.back(part).to(tokens.x.dtype), bring.there)
+    out = compute(Tokens(bring(tokens.x), bring.there(tokens.expert), bring(tokens.weights)), rows, give)
     # A view would lose the hooks of sharding.
     return out if longest == T else out[:T].clone()
 
@@ -199,16 +199,16 @@ def _sent(compute: Part, find: Find, group: dist.ProcessGroup, tokens: Tokens, o
     place_C = torch.empty_like(order_C)
     place_C[order_C] = torch.arange(len(order_C), device=order_C.device)
     lists = order_C[: sum(going)] // rank_TK.shape[1], place_C.view(rank_TK.shape)
-    send = partial(_exchange, going=going, coming=coming, group=group)
-    give_back = partial(_exchange, going=coming, coming=going, group=group)
-    x_u, weights_u = (_Across.apply(_Pick.apply(each, *lists), send, give_back) for each in (tokens.x, tokens.weights))
-    expert_u = send(tokens.expert[lists[0]])
-    part_u = compute(Tokens(x_u, expert_u, weights_u), sum(table[P + me] for table in travel.tables))  # pyright: ignore[reportArgumentType]
-    return _Put.apply(_Across.apply(part_u, give_back, send), *lists)  # pyright: ignore[reportReturnType]
+    send = partial(exchange, going=going, coming=coming, group=group)
+    give_back = partial(exchange, going=coming, coming=going, group=group)
+    bring = Across(send, give_back)
+    x_u, weights_u = (bring(Pick.apply(each, *lists)) for each in (tokens.x, tokens.weights))  # pyright: ignore[reportArgumentType]
+    arrived, rows = Tokens(x_u, send(tokens.expert[lists[0]]), weights_u), sum(t[P + me] for t in travel.tables)
+    return Put.apply(compute(arrived, rows, Across(give_back, send)), *lists)  # pyright: ignore[reportReturnType]
 
 
 def _check_even(x_TH: Tensor, group: dist.ProcessGroup) -> None:
-    lengths = read_tables(_gather(torch.tensor([[len(x_TH)]], device=x_TH.device), group))
+    lengths = read_tables(gather(torch.tensor([[len(x_TH)]], device=x_TH.device), group))
     if len({tuple(table) for table in lengths}) > 1:
         told = ", ".join(str(length) for (length,) in lengths)
         raise ValueError(f"even=True, but the ranks that share experts have {told} tokens: leave it out.")
@@ -221,7 +221,7 @@ def _count(rank_TK: Tensor, ranks: int) -> Tensor:
 
 def _find_travel(told: Tensor, group: dist.ProcessGroup) -> Travel:
     """What each rank tells. Collective; the host waits for the device."""
-    return Travel(told, read_tables(_gather(told[None], group)))
+    return Travel(told, read_tables(gather(told[None], group)))
 
 
 @contextmanager
@@ -234,75 +234,3 @@ def _told(modules: Sequence[nn.Module], find: Callable[[Tensor, dist.ProcessGrou
     finally:
         for module in modules:
             delattr(module, _TRAVELS)
-
-
-class _Across(torch.autograd.Function):
-    """A collective that only moves and adds tokens, and backward the one that is its transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TX: Tensor, there: Collective, back: Collective) -> Tensor:
-        ctx.back = back
-        return there(x_TX)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return ctx.back(grads[0]), None, None
-
-
-class _Pick(torch.autograd.Function):
-    """What is sent of each token; backward, gradients of what was sent are summed in the order of its choices."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TX: Tensor, token_U: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(place_TK)
-        return x_TX[token_U]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _put(grads[0], ctx.saved_tensors[0]), None, None
-
-
-class _Put(torch.autograd.Function):
-    """What comes back of each token, summed in the order of its choices."""
-
-    @staticmethod
-    def forward(ctx: Any, x_UX: Tensor, token_U: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_U)
-        return _put(x_UX, place_TK)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return grads[0][ctx.saved_tensors[0]], None, None
-
-
-def _put(x_UX: Tensor, place_TK: Tensor) -> Tensor:
-    # A choice for which nothing was sent adds a row of zeros.
-    return F.pad(x_UX, (0, 0, 0, 1))[place_TK.clamp(max=len(x_UX))].sum(1)
-
-
-def _gather(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
-    whole = x_TX.new_empty(group.size() * len(x_TX), *x_TX.shape[1:])
-    dist.all_gather_into_tensor(whole, x_TX.contiguous(), group=group)
-    return whole
-
-
-def _sum_scatter(x_TX: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of all ranks' `x_TX`, of which each rank keeps its part, in the dtype of `x_TX`; added up in fp32."""
-    parts = (group.size(), len(x_TX) // group.size(), *x_TX.shape[1:])
-    if x_TX.dtype.itemsize < 4:
-        # A reduction would round each time it adds; sent as it is, half as much goes around, and one sum rounds once.
-        arrived = torch.empty_like(x_TX, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(arrived, x_TX.contiguous(), group=group)
-        return arrived.view(parts).sum(0)
-    part = x_TX.new_empty(parts[1:])
-    dist.reduce_scatter_tensor(part, x_TX.contiguous(), group=group)
-    return part
-
-
-def _exchange(x_UX: Tensor, going: list[int], coming: list[int], group: dist.ProcessGroup) -> Tensor:
-    arrived = x_UX.new_empty(sum(coming), *x_UX.shape[1:])
-    dist.all_to_all_single(arrived, x_UX.contiguous(), coming, going, group=group)
-    return arrived

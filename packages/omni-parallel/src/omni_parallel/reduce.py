@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement
 
+from omni_parallel.adamw import fuses
+
 T = TypeVar("T")
 Kind = tuple[DeviceMesh, tuple[Placement, ...]] | None
 """Where a tensor lives: its mesh and placements, or None for a plain tensor, which every rank holds whole."""
@@ -87,13 +89,16 @@ def grad_norm(model: nn.Module) -> Tensor:
 
 def _square_sum(grads: Sequence[Tensor], kind: Kind, device: torch.device) -> Tensor:
     """The sum of squares (scalar, fp32) of gradients that live in one kind of place."""
-    # Many tensors with few kernels, which sum in fp32 whatever they read; torch has no public name for it.
-    norms = [
-        norm
-        for alike in _by_dtype([grad for grad in grads if grad.numel()])
-        for norm in torch._foreach_norm(alike, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
-    ]
-    total = torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
+    filled = [grad for grad in grads if grad.numel()]
+    total = torch.zeros((), device=device)
+    if filled and all(fuses(grad) for grad in filled):
+        from omni_parallel import triton_norm
+
+        total = triton_norm.square_sum(filled)
+    elif filled:
+        # Many tensors with few kernels, which sum in fp32 whatever they read; torch has no public name for it.
+        alike = (torch._foreach_norm(same, 2, dtype=torch.float32) for same in _by_dtype(filled))  # pyright: ignore[reportPrivateImportUsage]
+        total = torch.stack([norm for norms in alike for norm in norms]).square().sum()
     if kind is not None:
         mesh, placements = kind
         for dim, place in enumerate(placements):
