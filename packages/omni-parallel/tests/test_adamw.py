@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from omni_parallel.adamw import AdamW
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+CUDA = torch.cuda.is_available()
 SIZES = ((3, 1000), (7,), (0, 4), (2049,))
 
 
@@ -55,7 +56,7 @@ def test_it_is_that_of_torch_with_gradients_widened_and_scaled(grads: torch.dtyp
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("scale", [None, 0.25])
 @pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu_it_is_that_of_torch(grads: torch.dtype, scale: float | None) -> None:
@@ -101,3 +102,14 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
     for case, found in zip(cases, torch.load(tmp_path / "found"), strict=True):
         for mine, exact in zip(found, by_formula(case), strict=True):
             assert torch.allclose(mine.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_squares_are_summed_exactly(dtype: torch.dtype) -> None:
+    from omni_parallel import triton_norm
+
+    tensors = [torch.randn(size, device="cuda").to(dtype) for size in ((3, 1000), (7,), (5000, 1030))]
+    exact = sum(tensor.double().square().sum().item() for tensor in tensors)
+    assert triton_norm.square_sum(tensors).item() == pytest.approx(exact, rel=1e-6)
