@@ -100,12 +100,15 @@ def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable
                 # Counted from the first of this rank, around the circle of all and the one that there is not.
                 expert = (tokens.expert - own * group.rank()) % (module.num_experts + 1)
                 widened = Across(lambda part: across.there(part.to(wide)), across.back)
-                return compute(module, tokens.x, expert, tokens.weights, rows=rows, across=widened)
+                given = partial(compute, module, tokens.x, expert, tokens.weights, rows=rows)
+                # A recomputation ends with the last thing that a gradient needs, which then is not the exchange.
+                return widened(given()) if recomputed else given(across=widened)
 
             if not seen:
                 _check_even(x_TH, group)
                 seen = True
             tokens = Tokens(x_TH, expert_TK, weights_TK.to(wide))
+            recomputed = hasattr(module, _TRAVELS)
             find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
             if 2 * group.size() > expert_TK.shape[1]:
                 return _sent(compute_part, find, group, tokens, own)
