@@ -103,7 +103,8 @@ def main(config: Config) -> None:
             metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
             metrics["grad_norm"] = grad_norm(model)
             lr = run.schedule(state.step)
-            state = update(state, run.schedule, scale=clip_scale(metrics["grad_norm"], config.optim.max_norm))
+            scale = clip_scale(metrics["grad_norm"], config.optim.max_norm)
+            state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
             rebalance_(model, loads, run.rate)
             collect_at(state.step)
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omni_parallel import TrainState, state_tree
 from omni_parallel.adamw import AdamW
+from omni_parallel.casts import kept_cast
+from omni_parallel.fsdp import apply_cast
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 CUDA = torch.cuda.is_available()
@@ -80,6 +83,7 @@ def draw(grads: torch.dtype, scale: float | None, beta1: float, step: float) -> 
     return {
         "held": (p, g.to(grads), m, v.square(), torch.tensor(step)),
         "scale": None if scale is None else torch.tensor(scale),
+        "cast": grads == torch.bfloat16,
         "settings": {"lr": 1e-2, "beta1": beta1, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
     }
 
@@ -113,3 +117,35 @@ def test_on_a_gpu_squares_are_summed_exactly(dtype: torch.dtype) -> None:
     tensors = [torch.randn(size, device="cuda").to(dtype) for size in ((3, 1000), (7,), (5000, 1030))]
     exact = sum(tensor.double().square().sum().item() for tensor in tensors)
     assert triton_norm.square_sum(tensors).item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_kept_cast_is_the_parameter_after_the_step(device: str) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    module = nn.Linear(30, 20, bias=False).to(device)
+    optimizer = AdamW(module.parameters(), **SETTINGS, fused=True)
+    param = module.weight
+    optimizer.state[param] = {
+        "step": torch.zeros((), device=device),
+        "exp_avg": torch.zeros_like(param),
+        "exp_avg_sq": torch.zeros_like(param),
+    }
+    apply_cast(module, torch.bfloat16)
+    x = torch.randn(5, 30, device=device).bfloat16()
+
+    def learn(keep: bool) -> Tensor | None:
+        param.grad = None
+        module(x).sum().backward()
+        optimizer.step(keep_casts=keep)
+        return kept_cast(param)
+
+    first = learn(True)
+    assert first is not None and torch.equal(first, param.bfloat16())
+    assert torch.equal(module(x), nn.functional.linear(x, param.bfloat16())), "and is what a call sees"
+    second = learn(True)
+    assert second is first and torch.equal(second, param.bfloat16()), "the same memory, a step on"
+    assert learn(False) is None, "a step that was not asked to keep one leaves none behind"
+    learn(True)
+    state_tree(TrainState(1, module, optimizer))
+    assert kept_cast(param) is None, "nor does a tree, into which others may write"

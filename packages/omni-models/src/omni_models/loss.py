@@ -105,14 +105,15 @@ def chunked_cross_entropy(
 
 def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES, *, itemsize: int = 4) -> int:
     """How many tokens a chunk holds so that its logits, of `itemsize` bytes each, fit `max_bytes`, in chunks of nearly
-    equal size. Pure.
+    equal size, a multiple of the 128 that matrix products compute at a time where that fits. Pure.
 
     >>> chunk_tokens(8192, 151936)
-    1639
+    1664
     """
     most = max(1, max_bytes // (itemsize * vocab_size))
     chunks = max(1, -(-tokens // most))
-    return max(1, -(-tokens // chunks))
+    equal = max(1, -(-tokens // chunks))
+    return min(tokens, even) if (even := -(-equal // 128) * 128) <= most and tokens else equal
 
 
 def _quiet(model: PreTrainedModel) -> dict[str, bool]:

@@ -5,80 +5,95 @@ over all of them to widen, and one to scale. Both happen here while the step rea
 the rounding of fp32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+from omni_parallel.casts import drop_cast, keep_cast
 
 
 class AdamW(torch.optim.AdamW):
     """torch's AdamW, whose gradients may be narrower than their parameters. State and settings are torch's."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, *, scale: Tensor | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None, *, scale: Tensor | None = None, keep_casts: bool = False
+    ) -> float | None:
         """One step, in place.
 
         Args:
             closure: as of torch's optimizers.
             scale: what gradients are multiplied by first (fp32 scalar, on the device); None for one.
+            keep_casts: see `omni_parallel.update`.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            used = [param for param in group["params"] if param.grad is not None]
-            entries = [self.state[param] for param in used]
-            locals_ = zip(
-                map(_local, used),
-                (_local(param.grad) for param in used),
-                (_local(entry["exp_avg"]) for entry in entries),
-                (_local(entry["exp_avg_sq"]) for entry in entries),
-                (entry["step"] for entry in entries),
-                strict=True,
-            )
-            update_(list(locals_), group, scale)
+            held = [_hold(param, self.state[param], keep_casts) for param in group["params"] if param.grad is not None]
+            update_by_kernel_([each for each in held if _is_fused(each)], group, scale)
+            update_by_torch_([each for each in held if not _is_fused(each)], group, scale)
         return loss
 
 
-Held = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""A parameter, its gradient, both moments and the number of steps, of this rank."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What belongs to a parameter, of this rank."""
+
+    param: Tensor
+    grad: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    cast: Tensor | None
+    """What becomes a cast of the parameter."""
 
 
-def update_(held: list[Held], group: dict[str, Any], scale: Tensor | None) -> None:
-    """Move the parameters of `held` one step, by the settings of `group`."""
-    fused = [each for each in held if _is_wide(each) and fuses(*each)]
-    rest = [each for each in held if not (_is_wide(each) and fuses(*each))]
-    if fused:
-        from omni_parallel import triton_adamw
+def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Tensor | None) -> None:
+    """Move the parameters of `held` one step."""
+    if not held:
+        return
+    from omni_parallel import triton_adamw
 
-        torch._foreach_add_([steps for *_, steps in fused], 1)  # pyright: ignore[reportPrivateImportUsage]
-        for each in fused:
-            triton_adamw.update_(*each, scale, group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-        # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
-        increment_version([tensor for param, _, *moments, _ in fused for tensor in (param, *moments)])
-    if rest:
-        params, grads, firsts, seconds, steps = map(list, zip(*rest, strict=True))
-        grads = [grad.to(param.dtype) for param, grad in zip(params, grads, strict=True)]
-        adamw(
-            params,
-            grads if scale is None else [grad * scale.to(grad.dtype) for grad in grads],
-            firsts,
-            seconds,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+    torch._foreach_add_([each.steps for each in held], 1)  # pyright: ignore[reportPrivateImportUsage]
+    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+    for own in held:
+        triton_adamw.update_(own.param, own.grad, own.first, own.second, own.steps, own.cast, scale, *settings)
+    # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
+    changed = [(own.param, own.first, own.second, own.cast) for own in held]
+    increment_version([tensor for tensors in changed for tensor in tensors if tensor is not None])
+
+
+def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tensor | None) -> None:
+    """Move the parameters of `held` one step."""
+    if not held:
+        return
+    grads = [own.grad.to(own.param.dtype) for own in held]
+    adamw(
+        [own.param for own in held],
+        grads if scale is None else [grad * scale.to(grad.dtype) for grad in grads],
+        [own.first for own in held],
+        [own.second for own in held],
+        [],
+        [own.steps for own in held],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+    for own in held:
+        if own.cast is not None:
+            own.cast.copy_(own.param)
 
 
 def fuses(*tensors: Tensor) -> bool:
@@ -86,14 +101,25 @@ def fuses(*tensors: Tensor) -> bool:
     return all(x.is_cuda and x.is_contiguous() and x.is_floating_point() for x in tensors) and _has_triton()
 
 
-def _is_wide(held: Held) -> bool:
-    param, _, *others = held
-    return all(tensor.dtype == torch.float32 for tensor in (param, *others))
+def _is_fused(held: Held) -> bool:
+    wide = all(tensor.dtype == torch.float32 for tensor in (held.param, held.first, held.second))
+    return wide and fuses(held.param, held.grad, held.first, held.second)
 
 
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+def _hold(param: nn.Parameter, state: Mapping[str, Tensor], keep_casts: bool) -> Held:
+    assert param.grad is not None
+    cast = None
+    if keep_casts and param.grad.dtype.itemsize < param.dtype.itemsize:
+        cast = _local(keep_cast(param, param.grad.dtype))
+    else:
+        drop_cast(param)  # It would be a step behind.
+    tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+    return Held(*map(_local, tensors), state["step"], cast)
 
 
 def _local(tensor: Tensor) -> Tensor:

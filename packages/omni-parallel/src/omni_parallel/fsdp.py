@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
+from omni_parallel.casts import kept_cast
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,9 +91,9 @@ def _sum(unit: nn.Module) -> None:
 def apply_cast(module: M, dtype: torch.dtype) -> M:
     """The same module, whose calls see its own parameters in `dtype`. Donates `module`.
 
-    What a product needs of the cast ones for its gradient is kept until the backward pass. A gradient stays in `dtype`,
-    in which it was made, so that nothing is widened that is read once; where a second comes to it they add up in the
-    dtype of the parameter.
+    What a product needs of the cast ones for its gradient is kept until the backward pass; casts that an update has
+    kept are taken as they are. A gradient stays in `dtype`, in which it was made, so that nothing is widened that is
+    read once; where a second comes to it they add up in the dtype of the parameter.
     """
     names = [name for name, _ in module.named_parameters(recurse=False)]
 
@@ -120,7 +121,8 @@ class _Cast(torch.autograd.Function):
         ctx.param = param
         if param.requires_grad:
             param.grad_dtype = None  # Any will do.
-        return param.to(dtype)
+        kept = kept_cast(param)
+        return param.to(dtype) if kept is None or kept.dtype != dtype else kept.detach()
 
     @staticmethod
     @once_differentiable

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from omni_parallel.adamw import AdamW
+from omni_parallel.casts import drop_cast
 from omni_parallel.schedules import Schedule
 
 
@@ -93,17 +94,22 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     return TrainState(step=0, model=model, optimizer=optimizer)
 
 
-def update(state: TrainState, schedule: Schedule, *, scale: Tensor | None = None) -> TrainState:
+def update(
+    state: TrainState, schedule: Schedule, *, scale: Tensor | None = None, keep_casts: bool = False
+) -> TrainState:
     """The state one step on: gradients applied at the rate `schedule(state.step)` and cleared. Donates `state`.
 
     Args:
         state: with the gradients of a step.
         schedule: from steps done to the learning rate.
         scale: what gradients are multiplied by, while they are read: `clip_scale` for example. None for one.
+        keep_casts: promises that nothing but this function, `state_tree` and `restore_state` touches parameters from
+            now on until the next update. Those whose gradient is narrower than they are, experts that are whole on one
+            rank, are then cast for the passes to come in the same go (2 bytes a parameter, kept).
     """
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
-    state.optimizer.step(scale=scale)
+    state.optimizer.step(scale=scale, keep_casts=keep_casts)
     state.optimizer.zero_grad(set_to_none=True)
     return replace(state, step=state.step + 1)
 
@@ -118,6 +124,8 @@ def state_tree(state: TrainState) -> dict[str, Any]:
         if isinstance(module, FSDPModule):
             module.reshard()  # An evaluation may have left parameters gathered.
     names = {param: name for name, param in state.model.named_parameters()}
+    for param in names:
+        drop_cast(param)  # Whoever gets the tree may write into it.
     moments: dict[str, dict[str, Tensor]] = {}
     for param, entries in state.optimizer.state.items():
         for key, value in entries.items():

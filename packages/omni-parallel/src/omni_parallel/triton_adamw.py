@@ -19,6 +19,7 @@ def update_(
     first: Tensor,
     second: Tensor,
     step: Tensor,
+    cast: Tensor | None,
     scale: Tensor | None,
     lr: float,
     beta1: float,
@@ -34,6 +35,7 @@ def update_(
         first: the mean of gradients.
         second: the mean of their squares.
         step: fp32 scalar on the device, counted from one.
+        cast: contiguous, of the same shape and any float dtype: becomes what `param` does; None for none.
         scale: fp32 scalar on the device; None for one.
         lr: learning rate.
         beta1: decay of the first mean.
@@ -45,11 +47,13 @@ def update_(
     settings = (lr, 1 - lr * weight_decay, 1 - beta1, 1 - beta2, *logs, eps)
     grid = (triton.cdiv(param.numel(), _BLOCK),)
     if param.numel():
-        _adamw[grid](param, grad, first, second, step, scale, param.numel(), *settings, _BLOCK, num_warps=8)
+        _adamw[grid](param, grad, first, second, step, cast, scale, param.numel(), *settings, _BLOCK, num_warps=8)
 
 
 @triton.jit
-def _adamw(param, grad, first, second, step, scale, N, lr, keep, new1, new2, log1, log2, eps, BLOCK: tl.constexpr):
+def _adamw(
+    param, grad, first, second, step, cast, scale, N, lr, keep, new1, new2, log1, log2, eps, BLOCK: tl.constexpr
+):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < N
     steps = tl.load(step)
@@ -67,3 +71,5 @@ def _adamw(param, grad, first, second, step, scale, N, lr, keep, new1, new2, log
     tl.store(first + places, m, mask=inside)
     tl.store(second + places, v, mask=inside)
     tl.store(param + places, p, mask=inside)
+    if cast is not None:
+        tl.store(cast + places, p.to(cast.dtype.element_ty), mask=inside)
