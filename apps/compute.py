@@ -4,7 +4,7 @@ Pure, but for looking at the GPU and for what is installed.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Final, Literal
 
 import torch
 from request import Config
@@ -22,7 +22,10 @@ from omni_models import (
     experts_problems,
     loss_problems,
 )
-from omni_parallel import choose_unit_blocks, has_shared_experts
+from omni_parallel import has_shared_experts
+
+GATHERED_BYTES: Final = 2 << 30
+"""Most bytes of parameters of all blocks that stay gathered unasked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +64,14 @@ def choose_compute(
     return Compute(attention, experts, loss), problems
 
 
-def choose_units(config: Config, facts: ModelFacts, spec: MeshSpec, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What `plan_parallel` is told of units of sharding, where `config` leaves it open for speed at little memory.
+def choose_gathered(config: Config, facts: ModelFacts, spec: MeshSpec, device: str, dtype: torch.dtype) -> bool:
+    """Whether parameters of blocks stay gathered between the forward and the backward pass. Pure.
 
-    Gathering again in the backward pass saves what all blocks take together, and costs time of the host and of links.
+    To gather them again saves what all blocks take together, and costs time of the host and of links: where `config`
+    leaves it open, they stay on GPUs if that is less than `GATHERED_BYTES`, on any GPU, since all ranks have to agree.
     """
     # Experts that are whole on one rank are never gathered; others are, in their blocks or by themselves.
     alone = spec.ep > 1 and not has_shared_experts(spec)
-    whole = facts.block_params if alone or not facts.experts else facts.num_params // max(1, len(facts.blocks))
-    gpu = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
-    small = whole * len(facts.blocks) * dtype.itemsize < gpu / 64
-    unit = choose_unit_blocks(whole, spec) if device == "cuda" else 1
-    return {
-        "unit_blocks": unit if config.unit_blocks is None else config.unit_blocks,
-        "keep_gathered": small if config.keep_gathered is None else config.keep_gathered,
-    }
+    blocks = len(facts.blocks) * facts.block_params if alone or not facts.experts else facts.num_params
+    small = device == "cuda" and blocks * dtype.itemsize < GATHERED_BYTES
+    return small if config.keep_gathered is None else config.keep_gathered

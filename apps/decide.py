@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from compute import Compute, choose_compute, choose_units
+from compute import Compute, choose_compute, choose_gathered
 from preflight import attempt, refuse
 from request import Config
 from transformers import PreTrainedModel
@@ -79,6 +79,8 @@ class Decision:
         chunks = self.plan.sp_chunks
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
+        again = self.plan.reshard_after_forward
+        gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
         return "\n".join(
             f"{name:<10}{text}"
             for name, text in (
@@ -96,7 +98,10 @@ class Decision:
                 ),
                 *((("experts", self._experts()),) if self.facts.experts else ()),
                 ("kernels", ", ".join(self.kernels) or "those of transformers"),
-                ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}"),
+                (
+                    "memory",
+                    f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}",
+                ),
             )
         )
 
@@ -139,8 +144,8 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         problems += unsupported(model)
     plan = None
     if facts and spec:
-        wanted = choose_units(config, facts, spec, device, dtype)
-        wanted |= {"recompute": config.recompute, "sp_chunks": config.sp_chunks}
+        gathered = choose_gathered(config, facts, spec, device, dtype)
+        wanted = {"recompute": config.recompute, "sp_chunks": config.sp_chunks, "keep_gathered": gathered}
         plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     name = config.tokenizer or own

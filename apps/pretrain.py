@@ -57,7 +57,7 @@ def main(config: Config) -> None:
         model = use_attention(model, run.compute.attention)
         model = use_experts(model, run.compute.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
-        model = apply_ep(model, mesh, run.plan, over=map_experts, even=True)
+        model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if run.found else config.weights, seed=config.seed)
@@ -88,32 +88,32 @@ def main(config: Config) -> None:
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        report = Reporter(config, run, world, first=(first := state.step))
-        while state.step < stop:
-            began = time.perf_counter()
-            # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
-            torch.manual_seed(hash((config.seed, state.step, world.rank)))
-            micro, reach = [], 0.0
-            for _ in range(run.batch // run.spec.dp // run.micro):
-                batch, cursor = next(batches)
-                part = mesh.tokens.get_local_rank("sp")
-                micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
-                reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
-            waited = time.perf_counter() - began
-            metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
-            metrics["grad_norm"] = grad_norm(model)
-            lr = run.schedule(state.step)
-            scale = clip_scale(metrics["grad_norm"], config.optim.max_norm)
-            state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
-            rebalance_(model, loads, run.rate)
-            collect_at(state.step)
+        with Reporter(config, run, world, first=(first := state.step)) as report:
+            while state.step < stop:
+                began = time.perf_counter()
+                # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
+                torch.manual_seed(hash((config.seed, state.step, world.rank)))
+                micro, reach = [], 0.0
+                for _ in range(run.batch // run.spec.dp // run.micro):
+                    batch, cursor = next(batches)
+                    part = mesh.tokens.get_local_rank("sp")
+                    micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
+                    reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
+                waited = time.perf_counter() - began
+                metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
+                metrics["grad_norm"] = grad_norm(model)
+                lr = run.schedule(state.step)
+                scale = clip_scale(metrics["grad_norm"], config.optim.max_norm)
+                state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
+                rebalance_(model, loads, run.rate)
+                collect_at(state.step)
 
-            # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
-            report.note(state.step, metrics, loads, lr=lr, rows=cursor.rows, reach=reach, waited=waited)
-            if state.step % config.save_every == 0 or state.step == stop:
-                report.tell()
-                save_run(config.out, state, cursor, run.order, keep=config.keep)
-                report.skip_time()
+                # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
+                report.note(state.step, metrics, loads, lr=lr, rows=cursor.rows, reach=reach, waited=waited)
+                if state.step % config.save_every == 0 or state.step == stop:
+                    report.tell()
+                    save_run(config.out, state, cursor, run.order, keep=config.keep)
+                    report.skip_time()
         batches.close()
         if chief:
             print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)

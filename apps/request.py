@@ -67,11 +67,12 @@ class Config:
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
-    unit_blocks: int | None = None
-    """Blocks whose parameters are gathered together. Left out: on GPUs as many as the host can keep up with."""
     keep_gathered: bool | None = None
-    """Keep the parameters of blocks gathered from the forward pass to the backward pass. Left out: on GPUs where those
-    of all blocks, spread experts apart, take less than a sixty-fourth of the memory."""
+    """Keep the parameters of blocks gathered from the forward pass to the backward pass. Left out: on GPUs where all
+    that is gathered of blocks takes less than 2 GiB."""
+    set_rows_aside: bool = True
+    """With --ep 2: set memory for activations of experts aside for every choice of every token, twice what they take on
+    average, so that the host never waits to learn how many there are."""
     recompute: RecomputeConfig = RecomputeConfig()
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()

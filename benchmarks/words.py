@@ -1,21 +1,41 @@
-"""Rows of random tokens for a model of 151,936, in the working directory: words/, a tokenizer, and words.jsonl, text.
+"""Rows of random tokens: words/, a tokenizer of random words, and words.jsonl, its text, in the working directory.
 
 uv run benchmarks/words.py
 """
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-TOKENS, ROWS, LENGTH = 151_936, 64, 8191
 
-if __name__ == "__main__":
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(TOKENS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to draw."""
+
+    vocab_size: int = 151_936
+    """Words, each a token; the first ends a document."""
+    rows: int = 64
+    """Documents."""
+    length: int = 8191
+    """Words of a document."""
+
+
+def main(config: Config) -> None:
+    """Effect: writes both."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained("words")
     random.seed(0)
-    texts = (" ".join(f"w{random.randrange(1, TOKENS)}" for _ in range(LENGTH)) for _ in range(ROWS))
+    texts = (
+        " ".join(f"w{random.randrange(1, config.vocab_size)}" for _ in range(config.length)) for _ in range(config.rows)
+    )
     Path("words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -35,15 +35,18 @@ from omni_models import (
 from omni_parallel import (
     AdamWConfig,
     RecomputeConfig,
+    clip_scale,
     constant,
     ep,
     global_sum,
+    grad_norm,
     init_state,
     named_tensors,
     restore_state,
     state_tree,
     update,
 )
+from omni_parallel.casts import kept_cast
 
 
 def new_mesh(config: MeshConfig, world_size: int) -> Mesh:
@@ -280,6 +283,20 @@ def count_gathers(name: str, config: MeshConfig, every: int) -> tuple[int, int]:
             loss.backward()
     units = sum(isinstance(module, FSDPModule) for module in model.modules())
     return units, backward.seen[GATHER]
+
+
+def train_in_bf16(name: str, config: MeshConfig, keep_casts: bool) -> tuple[list[float], int]:
+    """Losses of four steps in bf16 with an update that keeps casts or does not, and how many are kept."""
+    with join_world(device="cpu") as world:
+        state = init_state(
+            place(make_mixture(name), new_mesh(config, world.size), param_dtype=torch.bfloat16), AdamWConfig()
+        )
+        mesh, losses = new_mesh(config, world.size), []
+        for _ in range(4):
+            losses.append(step(state.model, mesh))  # pyright: ignore[reportArgumentType]
+            scale = clip_scale(grad_norm(state.model), 1.0)
+            state = update(state, constant(1e-2), scale=scale, keep_casts=keep_casts)
+        return losses, sum(kept_cast(param) is not None for param in state.model.parameters())
 
 
 def loss_in_bf16(name: str, config: MeshConfig) -> float:

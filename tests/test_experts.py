@@ -21,6 +21,7 @@ from experts_ranks import (
     read_large,
     run_twice,
     train_and_save,
+    train_in_bf16,
 )
 from ranks import Run
 from safetensors.torch import load_file
@@ -129,6 +130,14 @@ def test_spreading_rounds_nothing_forward_that_was_not_rounded_in_bf16(name: str
     """Where a model weighs choices in fp32 they stay in fp32."""
     alone, spread = (run(loss_in_bf16, 4, name, MeshConfig(shard=4, ep=ep))[0] for ep in (1, 4))
     assert spread == pytest.approx(alone, rel=1e-7)
+
+
+def test_casts_kept_by_the_update_are_those_that_would_be_made(run: Run) -> None:
+    config = MeshConfig(shard=2, ep=2)
+    (made, none), (kept, some) = (run(train_in_bf16, 2, "qwen3_moe", config, keep)[0] for keep in (False, True))
+    assert made == kept
+    assert made[3] < made[0]
+    assert (none, some) == (0, 4), "two parameters of two layers"
 
 
 def test_two_mixtures_on_two_meshes_do_not_disturb_one_another(run: Run) -> None:

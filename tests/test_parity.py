@@ -22,7 +22,7 @@ CUTS = {
     "full logits": (1, {"loss": "full"}),
     "eager attention": (1, {"attention": "eager"}),
     "shard 2": (2, {"mesh": MeshConfig(shard=2)}),
-    "shard 2, microbatches of 2": (2, {"mesh": MeshConfig(shard=2), "micro": 2, "unit_blocks": 2}),
+    "shard 2, microbatches of 2": (2, {"mesh": MeshConfig(shard=2), "micro": 2}),
     "shard 2, recompute every second": (2, {"mesh": MeshConfig(shard=2), "recompute": RecomputeConfig(every=2)}),
     "replicate 2": (2, {"mesh": MeshConfig(replicate=2)}),
     "shard 3": (3, {"mesh": MeshConfig(shard=3)}),

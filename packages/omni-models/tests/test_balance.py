@@ -24,6 +24,7 @@ from omni_models import (
     set_biases_,
     use_experts,
 )
+from omni_models.balance import Routing
 
 T, E, K, LAYERS = 24, 6, 2, 3
 
@@ -80,6 +81,13 @@ def test_tokens_that_only_lengthen_a_row_do_not_count() -> None:
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(mine, grads, strict=True))
     chosen_TK = draw_logits()[0].topk(K).indices
     assert torch.equal(count_load(chosen_TK, E, real_T=real_T), count_load(chosen_TK[real_T], E))
+
+
+def test_a_choice_of_no_expert_counts_nowhere() -> None:
+    chosen_TK = torch.tensor([[0, 4], [2, 9]])
+    assert count_load(chosen_TK, 3).tolist() == [1, 0, 1]
+    routing = Routing(chosen={"a": chosen_TK, "b": chosen_TK}, num_experts={"a": 3, "b": 3})
+    assert [load_E.tolist() for load_E in count_loads(routing).values()] == [[1, 0, 1], [1, 0, 1]]
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -27,7 +27,12 @@ def run_rows(case: dict[str, Any]) -> dict[str, Any]:
 
 def run_loss(case: dict[str, Any]) -> dict[str, Any]:
     grad, kept = case["logits"].clone(), case["logits"].clone()
+    scaled = case["logits"].clone()
+    seen = scaled._version
+    triton_loss.scale_(scaled, torch.tensor(3.0))
+    assert scaled._version > seen, "torch would take it for what it was"
     return {
+        "scaled": scaled,
         "loss": triton_loss.cross_entropy_(grad, case["labels"], grads=True),
         "grad": grad,
         "loss alone": triton_loss.cross_entropy_(kept, case["labels"], grads=False),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_parallel import TrainState, state_tree
-from omni_parallel.adamw import AdamW
+from omni_parallel.adamw import AdamW, correct
 from omni_parallel.casts import kept_cast
 from omni_parallel.fsdp import apply_cast
 
@@ -25,10 +25,7 @@ def train(kind: type[torch.optim.AdamW], grads: torch.dtype, scale: float | None
     """Parameters and moments after three steps; torch's AdamW gets gradients widened and scaled."""
     random = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(size, generator=random).to(device)) for size in SIZES]
-    optimizer = kind(params, **SETTINGS, fused=True)
-    for param in params:
-        moments = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
-        optimizer.state[param] = {"step": torch.zeros((), device=device), **moments}
+    optimizer = kind(params, **SETTINGS) if kind is AdamW else kind(params, **SETTINGS, fused=True)
     for _ in range(3):
         for param in params:
             grad = torch.randn(param.shape, generator=random).to(device, grads)
@@ -68,8 +65,8 @@ def test_on_a_gpu_it_is_that_of_torch(grads: torch.dtype, scale: float | None) -
 
 def by_formula(case: dict[str, Any]) -> list[Tensor]:
     """The same in fp64, and the squares of gradient and parameter."""
-    p, g, m, v, step = (tensor.double() for tensor in case["held"])
-    s = case["settings"]
+    p, g, m, v, _ = (tensor.double() for tensor in case["held"])
+    s, step = case["settings"], case["step"]
     g = g if case["scale"] is None else g * case["scale"].double()
     m, v = s["beta1"] * m + (1 - s["beta1"]) * g, s["beta2"] * v + (1 - s["beta2"]) * g * g
     whole_m, whole_v = m / (1 - s["beta1"] ** step), v / (1 - s["beta2"] ** step)
@@ -77,23 +74,24 @@ def by_formula(case: dict[str, Any]) -> list[Tensor]:
     return [p, m, v, sum(x.double().square().sum() for x in case["held"][:2])]  # pyright: ignore[reportReturnType]
 
 
-def draw(grads: torch.dtype, scale: float | None, beta1: float, step: float) -> dict[str, Any]:
+def draw(grads: torch.dtype, scale: float | None, beta1: float, beta2: float, step: float) -> dict[str, Any]:
     random = torch.Generator().manual_seed(1)
     p, g, m, v = torch.randn(4, 3001, generator=random)
     return {
-        "held": (p, g.to(grads), m, v.square(), torch.tensor(step)),
+        "held": (p, g.to(grads), m, v.square(), correct([torch.tensor(step)], beta1, beta2)[0]),
+        "step": step,
         "scale": None if scale is None else torch.tensor(scale),
         "cast": grads == torch.bfloat16,
-        "settings": {"lr": 1e-2, "beta1": beta1, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+        "settings": {"lr": 1e-2, "beta1": beta1, "beta2": beta2, "eps": 1e-8, "weight_decay": 0.1},
     }
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> None:
     cases = [
-        draw(torch.float32, None, 0.9, 1.0),
-        draw(torch.bfloat16, 0.3, 0.9, 7.0),
-        draw(torch.float32, 0.3, 0.0, 100.0),
+        draw(torch.float32, None, 0.9, 0.95, 1.0),
+        draw(torch.bfloat16, 0.3, 0.9, 0.999, 2.0),
+        draw(torch.float32, 0.3, 0.0, 0.9999, 1.0),
     ]
     torch.save(cases, tmp_path / "given")
     main = Path(__file__).parent / "adamw_main.py"
@@ -124,13 +122,8 @@ def test_a_kept_cast_is_the_parameter_after_the_step(device: str) -> None:
     if device == "cuda" and not CUDA:
         pytest.skip("needs a CUDA device")
     module = nn.Linear(30, 20, bias=False).to(device)
-    optimizer = AdamW(module.parameters(), **SETTINGS, fused=True)
+    optimizer = AdamW(module.parameters(), **SETTINGS)
     param = module.weight
-    optimizer.state[param] = {
-        "step": torch.zeros((), device=device),
-        "exp_avg": torch.zeros_like(param),
-        "exp_avg_sq": torch.zeros_like(param),
-    }
     apply_cast(module, torch.bfloat16)
     x = torch.randn(5, 30, device=device).bfloat16()
 

@@ -1,5 +1,7 @@
 """Laws of spread experts that one rank can show; the workspace's `tests/test_experts.py` holds the rest."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -67,3 +69,24 @@ def test_a_recomputed_router_that_chooses_otherwise_is_loud(mesh: Mesh, choices:
     with again(), pytest.raises(RuntimeError, match="a recomputed router chose other experts than it did"):
         spread(module, x_TH[:5], expert_TK[:5], weights_TK[:5])
     assert not vars(module).keys() & {"omni_travels"}, "nothing stays on the module"
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_of_a_recomputed_call_nothing_is_held(mesh: Mesh, even: bool) -> None:
+    """A function that holds tokens would keep them from being freed, unseen by what recomputes."""
+    module, group = Factors(), dist.group.WORLD
+    assert group is not None
+    spread = expert_parallel(group, even=even)(compute)
+    first, _ = remember_travels([module])
+    x_TH, expert_TK, weights_TK = tokens(2)
+    held = x_TH * 1
+    alive = weakref.ref(held)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.shape, torch.zeros),
+        first(),
+    ):
+        out = spread(module, held, expert_TK, weights_TK)
+    del held
+    gc.collect()
+    assert out.requires_grad
+    assert alive() is None

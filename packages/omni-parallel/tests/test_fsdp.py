@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, Shard
 from toy import gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
-from omni_parallel import RecomputeConfig, plan_parallel, recompute_blocks, shard_fsdp
+from omni_parallel import shard_fsdp
 from omni_parallel.fsdp import apply_cast, cut_expert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
@@ -28,21 +28,6 @@ def test_every_planned_block_is_a_unit_and_every_parameter_a_dtensor(mesh: Mesh)
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     assert units == ["", "layers.0", "layers.1", "layers.2", "out"]
     assert all(isinstance(param, DTensor) and param.dtype == torch.float32 for param in model.parameters())
-
-
-@pytest.mark.parametrize(("together", "units"), [(2, ["layers.0", "layers.2"]), (3, ["layers.0"])])
-def test_blocks_gathered_together_are_one_unit_with_the_same_gradients(
-    mesh: Mesh, together: int, units: list[str]
-) -> None:
-    plain = gradients(make_toy(), make_batch())
-    plan = plan_parallel(make_toy(), mesh.spec, unit_blocks=together, recompute=RecomputeConfig(every=2))
-    model = recompute_blocks(make_toy(), plan)
-    model = shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
-    for name, grad in gradients(model, make_batch()).items():
-        assert torch.allclose(grad.full_tensor(), plain[name], rtol=1e-6), name  # pyright: ignore[reportAttributeAccessIssue]
-    groups = [model.get_submodule(name)._get_fsdp_state() for name in plan.blocks]  # pyright: ignore[reportCallIssue]
-    first = {state: name for state, name in reversed(list(zip(groups, plan.blocks, strict=True)))}
-    assert sorted(first.values()) == units
 
 
 def test_compute_is_in_the_dtype_asked_for(mesh: Mesh) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from omni_mesh import MeshSpec
-from omni_parallel import RecomputeConfig, choose_unit_blocks, plan_parallel
+from omni_parallel import RecomputeConfig, plan_parallel
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ def test_every_nth_block_is_recomputed(every: int, chosen: tuple[int, ...]) -> N
 def test_parameters_are_freed_after_forward_only_where_they_are_sharded() -> None:
     assert plan_parallel(Facts(), MeshSpec(shard=2)).reshard_after_forward
     assert not plan_parallel(Facts(), MeshSpec(replicate=2)).reshard_after_forward
+    assert not plan_parallel(Facts(), MeshSpec(shard=2), keep_gathered=True).reshard_after_forward
 
 
 def test_all_that_does_not_divide_is_told_at_once() -> None:
@@ -65,24 +66,6 @@ def test_chunks_that_mean_nothing_are_refused(chunks: int, sp: int, told: str) -
 def test_any_number_of_heads_can_be_cut_by_sequence_ranks() -> None:
     plan = plan_parallel(Facts(rotaries=("model.rotary_emb",)), MeshSpec(sp=5))
     assert (plan.decoder, plan.rotaries, plan.sp_chunks) == ("model", ("model.rotary_emb",), 1)
-
-
-@pytest.mark.parametrize(
-    ("together", "spec", "told"),
-    [
-        (0, MeshSpec(), "unit_blocks=0 must be at least 1"),
-        (2, MeshSpec(shard=4, ep=2), "unit_blocks=2: experts that several ranks share .efsdp=2."),
-    ],
-)
-def test_units_that_cannot_be_are_refused(together: int, spec: MeshSpec, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        plan_parallel(EXPERTS, spec, unit_blocks=together)
-
-
-def test_small_blocks_are_gathered_together() -> None:
-    sizes = (0, 1000, 10**7, 2 * 10**7, 10**8)
-    assert [choose_unit_blocks(size, MeshSpec(shard=2, ep=2)) for size in sizes] == [4, 4, 4, 2, 1]
-    assert choose_unit_blocks(1000, MeshSpec(shard=4, ep=2)) == 1
 
 
 EXPERTS = Facts(experts=("layers.1.experts", "layers.3.experts"), expert_shapes=((6, 8, 4), (6, 8)))

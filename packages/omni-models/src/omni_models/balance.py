@@ -204,7 +204,7 @@ def _count_layers(chosen_LTK: Tensor, num_experts: int, real_T: Tensor | None) -
         chosen_LTK = chosen_LTK.where(real_T[:, None], num_experts)
     layers = len(chosen_LTK)
     first_L11 = torch.arange(layers, device=chosen_LTK.device)[:, None, None] * (num_experts + 1)
-    places = (chosen_LTK + first_L11).flatten()
+    places = (chosen_LTK.clamp(max=num_experts) + first_L11).flatten()
     counts = torch.zeros(layers * (num_experts + 1), dtype=torch.int64, device=chosen_LTK.device)
     counts.scatter_add_(0, places, torch.ones_like(places))
     return counts.view(layers, num_experts + 1)[:, :-1]

@@ -105,7 +105,7 @@ def chunked_cross_entropy(
 
 def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES, *, itemsize: int = 4) -> int:
     """How many tokens a chunk holds so that its logits, of `itemsize` bytes each, fit `max_bytes`, in chunks of nearly
-    equal size, a multiple of the 128 that matrix products compute at a time where that fits. Pure.
+    equal size but for the last: a multiple of the 128 that matrix products compute at a time, where that fits. Pure.
 
     >>> chunk_tokens(8192, 151936)
     1664
@@ -170,13 +170,13 @@ def _cross_entropy(logits_TV: Tensor, index_T1: Tensor, *, grads: bool) -> tuple
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """`total + a @ b` in fp32; None is nothing yet. cuBLAS adds what it has summed, without rounding it first. Donates
-    `total`."""
-    if a.is_cuda and a.dtype != torch.float32:
+    """`total + a @ b` in fp32 or wider; None is nothing yet. Donates `total`. cuBLAS adds what it has summed, without
+    rounding it first."""
+    if a.is_cuda and a.dtype.itemsize < 4:
         if total is None:
             return torch.mm(a, b, out_dtype=torch.float32)
         return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    return (a @ b).float() if total is None else total.add_(a @ b)
+    return (a @ b).to(torch.promote_types(a.dtype, torch.float32)) if total is None else total.add_(a @ b)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

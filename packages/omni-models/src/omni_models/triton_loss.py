@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 _BLOCK = 8192
 
@@ -28,6 +29,7 @@ def scale_(x: Tensor, factor: Tensor) -> Tensor:
     torch's operator reaches only with a factor of the same dtype."""
     size = x.numel()
     _scale[(triton.cdiv(size, _BLOCK),)](x, factor, size, _BLOCK, num_warps=8)
+    increment_version(x)  # So that torch refuses what would read it as it was.
     return x
 
 

@@ -18,7 +18,6 @@ from omni_parallel.optim import update as update
 from omni_parallel.plan import ModelFacts as ModelFacts
 from omni_parallel.plan import ParallelPlan as ParallelPlan
 from omni_parallel.plan import RecomputeConfig as RecomputeConfig
-from omni_parallel.plan import choose_unit_blocks as choose_unit_blocks
 from omni_parallel.plan import has_shared_experts as has_shared_experts
 from omni_parallel.plan import plan_parallel as plan_parallel
 from omni_parallel.recompute import recompute_blocks as recompute_blocks

@@ -5,7 +5,7 @@ over all of them to widen, and one to scale. Both happen here while the step rea
 the rounding of fp32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +21,25 @@ from omni_parallel.casts import drop_cast, keep_cast
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, whose gradients may be narrower than their parameters. State and settings are torch's."""
+    """torch's AdamW, whose gradients may be narrower than their parameters. Its state is torch's, there from the start:
+    zeros in the dtype of the parameter, and a count of steps."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        for param in (param for group in self.param_groups for param in group["params"]):
+            self.state[param] = {
+                "step": torch.zeros((), dtype=torch.float32, device=param.device),
+                "exp_avg": torch.zeros_like(param),
+                "exp_avg_sq": torch.zeros_like(param),
+            }
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -62,12 +80,22 @@ def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Ten
     from omni_parallel import triton_adamw
 
     torch._foreach_add_([each.steps for each in held], 1)  # pyright: ignore[reportPrivateImportUsage]
+    corrections = correct([own.steps for own in held], *group["betas"])
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-    for own in held:
-        triton_adamw.update_(own.param, own.grad, own.first, own.second, own.steps, own.cast, scale, *settings)
+    for own, correction in zip(held, corrections, strict=True):
+        triton_adamw.update_(own.param, own.grad, own.first, own.second, correction, own.cast, scale, *settings)
     # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
     changed = [(own.param, own.first, own.second, own.cast) for own in held]
     increment_version([tensor for tensors in changed for tensor in tensors if tensor is not None])
+
+
+def correct(steps: Sequence[Tensor], beta1: float, beta2: float) -> Tensor:
+    """What the moments of each parameter are divided by after so many steps: (N, 2) fp32, of the second the root.
+
+    In fp64: in fp32 nothing would be left of 1 - beta**step for a beta near one.
+    """
+    steps_N = torch.stack(list(steps)).double()
+    return torch.stack([1 - beta1**steps_N, (1 - beta2**steps_N).sqrt()], dim=1).float()
 
 
 def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tensor | None) -> None:
@@ -103,7 +131,7 @@ def fuses(*tensors: Tensor) -> bool:
 
 def _is_fused(held: Held) -> bool:
     wide = all(tensor.dtype == torch.float32 for tensor in (held.param, held.first, held.second))
-    return wide and fuses(held.param, held.grad, held.first, held.second)
+    return wide and fuses(held.param, held.grad, held.first, held.second, held.steps)
 
 
 @cache

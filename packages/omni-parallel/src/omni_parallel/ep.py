@@ -76,9 +76,10 @@ def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable
 
     Args:
         group: the ranks.
-        even: promises that in each call all ranks have equally many tokens. Where tokens are gathered (2 x ranks <=
-            choices of a token) the host then waits in the first call alone, to see it kept, and memory is set aside for
-            every choice, as if all were of experts of this rank. A promise that is broken later hangs.
+        even: promises that in each call all ranks have equally many tokens. Where two ranks gather them (choices of a
+            token are at least 4) the host then waits in the first call alone, to see it kept, and memory is set aside
+            for every choice, as if all were of experts of this rank: twice what they take on average. (With more ranks
+            it would be more, and the host waits.) A promise that is broken later hangs.
 
     Raises:
         ValueError: if the ranks do not divide the experts, or are seen to have different numbers of tokens in spite of
@@ -112,7 +113,7 @@ def expert_parallel(group: dist.ProcessGroup, *, even: bool = False) -> Callable
             find = partial(getattr(module, _TRAVELS, _find_travel), group=group)
             if 2 * group.size() > expert_TK.shape[1]:
                 return _sent(compute_part, find, group, tokens, own)
-            return _gathered(compute_part, group, tokens, own, None if even else find)
+            return _gathered(compute_part, group, tokens, own, None if even and group.size() <= 2 else find)
 
         return compute_across
 
@@ -184,7 +185,8 @@ def _gathered(compute: Part, group: dist.ProcessGroup, tokens: Tokens, own: int,
         tokens = Tokens(fill(tokens.x), fill(tokens.expert, value=own * P), fill(tokens.weights))
     bring = Across(partial(gather, group=group), partial(sum_scatter, group=group))
     # What comes back is as wide as what went, so that its gradient is too.
-    give = Across(lambda part: bring.back(part).to(tokens.x.dtype), bring.there)
+    dtype = tokens.x.dtype
+    give = Across(lambda part: bring.back(part).to(dtype), bring.there)
     out = compute(Tokens(bring(tokens.x), bring.there(tokens.expert), bring(tokens.weights)), rows, give)
     # A view would lose the hooks of sharding.
     return out if longest == T else out[:T].clone()

@@ -32,8 +32,8 @@ def shard_fsdp(
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
-    `plan.unit_blocks` blocks of `plan.blocks` are gathered, used and freed as one unit, so is `plan.head`; what is left
-    is the unit around them. The head, whose backward pass follows at once, and the unit around are not freed between.
+    Each block of `plan.blocks` is gathered, used and freed as one unit, so is `plan.head`; what is left is the unit
+    around them. The head, whose backward pass follows at once, and the unit around are not freed between.
     Experts that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they
     come in.
     Where each expert is on one rank alone, there is nothing to gather or to sum: see `apply_cast`.
@@ -66,17 +66,23 @@ def shard_fsdp(
         _sum(
             fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
         )
-    head = [(plan.head,)] if plan.head else []
-    firsts = range(0, len(plan.blocks), plan.unit_blocks)
-    units = [*(plan.blocks[i : i + plan.unit_blocks] for i in firsts), *head]
-    for names in (*units, ("",)):
-        frees = plan.reshard_after_forward and names[0] in plan.blocks
-        modules = [model.get_submodule(name) for name in names]
-        fully_shard(modules, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
-        _sum(modules[0])
+    units = (*plan.blocks, *((plan.head,) if plan.head else ()))
+    for name in (*units, ""):
+        frees = plan.reshard_after_forward and name in plan.blocks
+        unit = model.get_submodule(name)
+        _sum(fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here))
     if mesh.spec.fsdp > 1:
-        order = unit_order(tuple(names[0] for names in units), shared)
+        order = unit_order(units, shared)
         _prefetch([[model.get_submodule(name) for name in names] for names in order], plan.prefetch)
+    return model
+
+
+def reshard(model: nn.Module) -> nn.Module:
+    """The same model, none of whose parameters is gathered, as some are after a forward pass without a backward pass.
+    Donates `model`."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     return model
 
 
@@ -93,7 +99,7 @@ def apply_cast(module: M, dtype: torch.dtype) -> M:
 
     What a product needs of the cast ones for its gradient is kept until the backward pass; casts that an update has
     kept are taken as they are. A gradient stays in `dtype`, in which it was made, so that nothing is widened that is
-    read once; where a second comes to it they add up in the dtype of the parameter.
+    read once; where a later backward pass brings a second, they add up in the dtype of the parameter.
     """
     names = [name for name, _ in module.named_parameters(recurse=False)]
 

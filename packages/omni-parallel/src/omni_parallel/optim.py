@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from omni_parallel.adamw import AdamW
 from omni_parallel.casts import drop_cast
+from omni_parallel.fsdp import reshard
 from omni_parallel.schedules import Schedule
 
 
@@ -82,15 +82,7 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     """
     check_optim(config)
     groups = group_params(model.parameters(), config.weight_decay)
-    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            device = param.device
-            optimizer.state[param] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(param),
-                "exp_avg_sq": torch.zeros_like(param),
-            }
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return TrainState(step=0, model=model, optimizer=optimizer)
 
 
@@ -107,6 +99,7 @@ def update(
             now on until the next update. Those whose gradient is narrower than they are, experts that are whole on one
             rank, are then cast for the passes to come in the same go (2 bytes a parameter, kept).
     """
+    reshard(state.model)  # What an evaluation has gathered would be what parameters were.
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
     state.optimizer.step(scale=scale, keep_casts=keep_casts)
@@ -120,9 +113,7 @@ def state_tree(state: TrainState) -> dict[str, Any]:
     `{"step": int, "model": {name: tensor}, "optimizer": {"exp_avg": {name: tensor}, ...}}`. A tied parameter appears
     once, under its first name; persistent buffers are in "model".
     """
-    for module in state.model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # An evaluation may have left parameters gathered.
+    reshard(state.model)  # An evaluation may have left parameters gathered.
     names = {param: name for name, param in state.model.named_parameters()}
     for param in names:
         drop_cast(param)  # Whoever gets the tree may write into it.

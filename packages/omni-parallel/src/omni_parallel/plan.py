@@ -101,18 +101,12 @@ KEPT: Mapping[str, tuple[str, ...]] = MappingProxyType(
 that a model never calls do nothing; whatever calls these operators, its results are kept."""
 
 
-UNIT_PARAMS = 1 << 25
-"""Parameters that a unit of sharding should have at least."""
-
-
 @dataclass(frozen=True, slots=True)
 class ParallelPlan:
     """Module names by what is done to them."""
 
     blocks: tuple[str, ...]
-    """Sharded `unit_blocks` at a time, in this order; the rest of the model is one unit around them."""
-    unit_blocks: int = 1
-    """How many blocks in a row are gathered, used and freed together."""
+    """Sharded one by one, in this order; the rest of the model is one unit around them."""
     head: str = ""
     """Sharded like a block, after them; "" leaves it to the rest."""
     recompute: tuple[str, ...] = ()
@@ -122,7 +116,7 @@ class ParallelPlan:
     reshard_after_forward: bool = True
     """Free a block's gathered parameters between its forward and its backward pass (ZeRO-3), or keep them (ZeRO-2)."""
     prefetch: int = 1
-    """How many blocks ahead parameters are gathered, in both directions."""
+    """How many units ahead parameters are gathered, in both directions."""
     decoder: str = ""
     """The module at whose door rows are cut among sequence ranks."""
     rotaries: tuple[str, ...] = ()
@@ -139,7 +133,6 @@ def plan_parallel(
     *,
     recompute: RecomputeConfig = RecomputeConfig(),
     sp_chunks: int = 1,
-    unit_blocks: int = 1,
     keep_gathered: bool = False,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
@@ -149,7 +142,6 @@ def plan_parallel(
         spec: the resolved sizes of the mesh.
         recompute: which blocks trade compute for memory.
         sp_chunks: parts of the heads of a sequence rank, which overlap; 1 for no overlap.
-        unit_blocks: how many blocks are gathered together: see `choose_unit_blocks`.
         keep_gathered: keep gathered parameters from the forward pass to the backward pass (ZeRO-2), where ranks share
             them.
 
@@ -184,13 +176,6 @@ def plan_parallel(
         problems.append(
             f"sp_chunks={sp_chunks}: of {facts.num_heads} heads on sp={spec.sp} ranks none has more than {most} to cut."
         )
-    if unit_blocks < 1:
-        problems.append(f"unit_blocks={unit_blocks} must be at least 1: each block by itself.")
-    elif unit_blocks > 1 and has_shared_experts(spec):
-        problems.append(
-            f"unit_blocks={unit_blocks}: experts that several ranks share (efsdp={spec.efsdp}) are gathered by "
-            "themselves, block by block. Leave it at 1."
-        )
     if recompute.every < 0:
         problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
     if recompute.keep not in KEPT:
@@ -203,7 +188,6 @@ def plan_parallel(
         raise ValueError("this model does not fit this mesh:\n" + "\n".join(f"  - {p}" for p in problems))
     return ParallelPlan(
         blocks=facts.blocks,
-        unit_blocks=unit_blocks,
         head=facts.head,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
         keep=KEPT[recompute.keep],
@@ -213,18 +197,6 @@ def plan_parallel(
         sp_chunks=sp_chunks,
         experts=facts.experts if spec.ep > 1 else (),
     )
-
-
-def choose_unit_blocks(block_params: int, spec: MeshSpec) -> int:
-    """How many blocks of so many parameters to gather together, spread experts left out: pure.
-
-    The host takes about 3 ms a step to gather, free and reduce a unit, whatever its size; a small block computes for
-    less. A large unit is gathered late in the first block of a pass, and holds memory.
-
-    >>> choose_unit_blocks(19_000_000, MeshSpec())
-    2
-    """
-    return 1 if has_shared_experts(spec) else max(1, min(4, -(-UNIT_PARAMS // max(1, block_params))))
 
 
 def has_shared_experts(spec: MeshSpec) -> bool:

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement
 
 from omni_parallel.adamw import fuses
+from omni_parallel.fsdp import reshard
 
 T = TypeVar("T")
 Kind = tuple[DeviceMesh, tuple[Placement, ...]] | None
@@ -72,6 +73,7 @@ def grad_norm(model: nn.Module) -> Tensor:
     Raises:
         ValueError: if a gradient still holds partial sums, whose norm is not defined.
     """
+    reshard(model)  # Gathered for an evaluation, a parameter shows no gradient.
     kinds: dict[Kind, list[Tensor]] = defaultdict(list)
     for name, param in model.named_parameters():
         # Kinds come from parameters, not gradients, so that every rank joins the same collectives.
@@ -96,15 +98,21 @@ def _square_sum(grads: Sequence[Tensor], kind: Kind, device: torch.device) -> Te
 
         total = triton_norm.square_sum(filled)
     elif filled:
-        # Many tensors with few kernels, which sum in fp32 whatever they read; torch has no public name for it.
-        alike = (torch._foreach_norm(same, 2, dtype=torch.float32) for same in _by_dtype(filled))  # pyright: ignore[reportPrivateImportUsage]
-        total = torch.stack([norm for norms in alike for norm in norms]).square().sum()
+        norms = [norm.float() for alike in _by_dtype(filled) for norm in _norms(alike)]
+        total = torch.stack(norms).square().sum()
     if kind is not None:
         mesh, placements = kind
         for dim, place in enumerate(placements):
             if not place.is_replicate():
                 dist.all_reduce(total, group=mesh.get_group(dim))
     return total
+
+
+def _norms(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """The norm of each, summed in fp32 at least, with few kernels for many tensors of one dtype."""
+    # torch has no public name for it.
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch._foreach_norm(tensors, 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

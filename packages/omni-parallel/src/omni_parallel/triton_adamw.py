@@ -4,8 +4,6 @@
 Written in Triton (Tillet et al., 2019), which comes with torch for CUDA.
 """
 
-import math
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +16,7 @@ def update_(
     grad: Tensor,
     first: Tensor,
     second: Tensor,
-    step: Tensor,
+    correction: Tensor,
     cast: Tensor | None,
     scale: Tensor | None,
     lr: float,
@@ -34,7 +32,7 @@ def update_(
         grad: of the same shape.
         first: the mean of gradients.
         second: the mean of their squares.
-        step: fp32 scalar on the device, counted from one.
+        correction: what the two are divided by, of the second the root: (2,) fp32, see `adamw.correct`.
         cast: contiguous, of the same shape and any float dtype: becomes what `param` does; None for none.
         scale: fp32 scalar on the device; None for one.
         lr: learning rate.
@@ -43,22 +41,18 @@ def update_(
         eps: added to the root of the second.
         weight_decay: times `lr`, what is taken from the parameter first.
     """
-    logs = (math.log(beta1) if beta1 else -math.inf, math.log(beta2) if beta2 else -math.inf)
-    settings = (lr, 1 - lr * weight_decay, 1 - beta1, 1 - beta2, *logs, eps)
+    settings = (lr, 1 - lr * weight_decay, 1 - beta1, 1 - beta2, eps)
     grid = (triton.cdiv(param.numel(), _BLOCK),)
     if param.numel():
-        _adamw[grid](param, grad, first, second, step, cast, scale, param.numel(), *settings, _BLOCK, num_warps=8)
+        _adamw[grid](param, grad, first, second, correction, cast, scale, param.numel(), *settings, _BLOCK, num_warps=8)
 
 
 @triton.jit
-def _adamw(
-    param, grad, first, second, step, cast, scale, N, lr, keep, new1, new2, log1, log2, eps, BLOCK: tl.constexpr
-):
+def _adamw(param, grad, first, second, correction, cast, scale, N, lr, keep, new1, new2, eps, BLOCK: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < N
-    steps = tl.load(step)
-    correct1 = 1 - tl.exp(steps * log1)
-    correct2 = tl.sqrt(1 - tl.exp(steps * log2))
+    correct1 = tl.load(correction)
+    correct2 = tl.load(correction + 1)
     g = tl.load(grad + places, mask=inside, other=0).to(tl.float32)
     if scale is not None:
         g *= tl.load(scale)
