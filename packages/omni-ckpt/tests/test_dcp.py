@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sealing import reseal
 
 from omni_ckpt.dcp import load_dcp, prune, save_dcp
 from omni_ckpt.layout import step_dir, writing
@@ -74,7 +75,7 @@ def test_a_plain_value_is_never_pickled(tmp_path):
 def test_a_save_leaves_nothing_else(tmp_path):
     path = save_dcp({"w": torch.zeros(2)}, tmp_path / "deep" / "one")
     assert list(path.parent.iterdir()) == [path]
-    assert {file.name for file in path.iterdir()} == {".metadata", "__0_0.distcp", "state.json"}
+    assert {file.name for file in path.iterdir()} == {".metadata", "__0_0.distcp", "state.json", "MANIFEST.json"}
 
 
 def test_everything_is_on_the_device_before_it_is_published(tmp_path, monkeypatch):
@@ -84,7 +85,7 @@ def test_everything_is_on_the_device_before_it_is_published(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "rename", lambda a, b: (events.append(f"rename {Path(b).name}"), rename(a, b))[1])
     save_dcp({"w": torch.zeros(2)}, tmp_path / "one")
     commit = events.index("rename one")
-    assert {".metadata", "__0_0.distcp", "state.json"} <= set(events[:commit])
+    assert {".metadata", "__0_0.distcp", "state.json", "MANIFEST.json"} <= set(events[:commit])
     assert events[commit - 1 :] == ["one.tmp", "rename one", tmp_path.name]
 
 
@@ -157,6 +158,7 @@ def test_a_shard_of_noise_is_an_error_that_names_the_checkpoint(tmp_path):
     path = save_dcp({"w": torch.ones(100)}, tmp_path / "one")
     shard = path / "__0_0.distcp"
     shard.write_bytes(b"\0" * shard.stat().st_size)
+    reseal(path)
     with pytest.raises(RuntimeError, match=f"cannot load {path}"):
         load_dcp({"w": torch.zeros(100)}, path)
 
@@ -271,7 +273,8 @@ def test_a_failure_of_one_rank_is_raised_by_all(case, message, ranks):
 def test_a_failed_save_of_ranks_publishes_nothing_and_the_next_one_works(ranks):
     assert ranks[0]["left"] == ["[]"] * 3
     assert ranks[0]["after"] == ["ok"] * 3
-    assert ranks[0]["files"] == [str([".metadata", "__0_0.distcp", "__1_0.distcp", "__2_0.distcp", "state.json"])] * 3
+    shards = [f"__{rank}_0.distcp" for rank in range(3)]
+    assert ranks[0]["files"] == [str([".metadata", "MANIFEST.json", *shards, "state.json"])] * 3
 
 
 def test_ranks_may_hold_different_parts_of_a_tree(ranks):

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed.checkpoint as torch_dcp
+from sealing import reseal
 
 from omni_ckpt.dcp import load_dcp, save_dcp
 from omni_ckpt.hf import merge_to_hf
@@ -57,6 +58,7 @@ def test_a_pickled_value_in_a_shard_is_not_loaded(tmp_path, monkeypatch):
     with one_process_is_meant():
         torch_dcp.save({"w": Attack()}, checkpoint_id=tmp_path / "one")
     (tmp_path / "one" / "state.json").write_text('{"version": 1, "plain": {}}')
+    reseal(tmp_path / "one")
     assert stored(tmp_path / "one") == {}
     with pytest.raises(ValueError, match=r"missing in the checkpoint \(1\): w"):
         load_dcp({"w": torch.zeros(1)}, tmp_path / "one")
@@ -74,6 +76,7 @@ def test_a_piece_is_read_without_pickle(tmp_path, monkeypatch):
     for info in index.storage_data.values():
         info.length = shard.stat().st_size
     (path / ".metadata").write_bytes(pickle.dumps(index))
+    reseal(path)
     with pytest.raises(RuntimeError, match="cannot load"):
         load_dcp({"w": torch.zeros(1)}, path)
     assert not (tmp_path / "pwned").exists()

@@ -3,10 +3,12 @@
 from omni_ckpt.dcp import load_dcp, prune, save_dcp
 from omni_ckpt.hf import merge_to_hf, plan_shards
 from omni_ckpt.layout import latest, step_dir, step_of, steps, to_prune
+from omni_ckpt.manifest import Report, verify
 from omni_ckpt.stored import read_plain, stored
 from omni_ckpt.tree import TensorSpec, flatten, mismatches
 
 __all__ = [
+    "Report",
     "TensorSpec",
     "flatten",
     "latest",
@@ -22,4 +24,5 @@ __all__ = [
     "steps",
     "stored",
     "to_prune",
+    "verify",
 ]

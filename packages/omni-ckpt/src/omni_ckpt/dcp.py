@@ -1,8 +1,8 @@
 """Trees to disk and back, each rank its own shards, through torch.distributed.checkpoint. Effect: disk, collective.
 
-A save is all or nothing: every rank writes into `path.tmp`, the files are flushed to the device, and one rename by the
-first rank commits. Killed before it, there is no `path`; killed after it, `path` is whole. A failure of any rank is
-raised by every rank. The same calls work in one process without a process group.
+A save is all or nothing: every rank writes into `path.tmp`, the files are flushed to the device, a manifest of them is
+written, and one rename by the first rank commits. Killed before it, there is no `path`; killed after it, `path` is
+whole. A failure of any rank is raised by every rank. The same calls work in one process without a process group.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -20,11 +21,13 @@ from torch.futures import Future
 
 from omni_ckpt.disk import clear, discard, publish, sync, write_json
 from omni_ckpt.layout import leftovers, to_prune, writing
+from omni_ckpt.manifest import Sealed, SealingFiles, damages, read_manifest, refuse_damages, seal, write_manifest
 from omni_ckpt.ranks import agree, alone, gather, my_rank, on_first, together
 from omni_ckpt.stored import (
     INDEX_FILE,
     PLAIN_FILE,
     VERSION,
+    check_coverage,
     check_files,
     one_process_is_meant,
     read_index,
@@ -61,8 +64,8 @@ def save_dcp(tree: Mapping[str, Any], path: Path) -> Path:
     on_first(task, lambda: _start(temporary))
     try:
         together(task, lambda: _check_shared(temporary))
-        together(task, lambda: _write_tensors(tensors, temporary))
-        on_first(task, lambda: _commit(tree, temporary, path))
+        sealed = gather(together(task, lambda: _write_tensors(tensors, temporary)))
+        on_first(task, lambda: _commit(tree, temporary, path, sealed))
     except (ValueError, OSError, RuntimeError):
         if my_rank() == 0:
             # Best effort: on a full disk this is the space that the next save needs. The error is the one above.
@@ -71,7 +74,7 @@ def save_dcp(tree: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True) -> Mapping[str, Any]:
+def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check: bool = True) -> Mapping[str, Any]:
     """`tree` with the values of checkpoint `path`. Donates `tree`: its tensors are filled in place; use the result.
 
     Effect: collective; reads. Shards are cut anew: the ranks and placements may differ from those of the save.
@@ -81,6 +84,8 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True) -> Map
         path: a checkpoint directory.
         strict: refuse a checkpoint that has not exactly these names, shapes and dtypes. Otherwise what has the same
             name and shape is loaded (cast to the dtype here), and the rest of `tree` is left as it is.
+        check: read every file once before, each rank its share, and refuse what is not what was written. Otherwise
+            only sizes are compared, and a flipped bit is loaded as it is.
 
     Raises:
         ValueError: before any tensor is read, with everything that does not fit, or each damaged file, by name.
@@ -93,6 +98,8 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True) -> Map
     index = together(task, lambda: read_index(path))
     saved_plain = together(task, lambda: flatten(read_plain(path))[1])
     on_first(task, lambda: check_files(path, index))
+    if check:
+        together(task, lambda: _check_share(path))
     saved = specs_in(index)
     if strict:
         # What another rank has is not unexpected: the ranks of a pipeline hold different parts of a model.
@@ -146,19 +153,28 @@ def _check_shared(temporary: Path) -> None:
         raise OSError(f"{temporary}, made by rank 0, is not seen here: all ranks must share the disk.")
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], temporary: Path) -> None:
+def _write_tensors(tensors: Mapping[str, Tensor], temporary: Path) -> dict[str, Sealed]:
+    """What this rank wrote, by name of the file."""
     # One thread: with several, torch loses the error of a write and publishes an index with entries missing.
     writer = _Writer(temporary, thread_count=1, sync_files=False, overwrite=False)
     flat = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with one_process_is_meant():
         save(dict(tensors), storage_writer=writer, planner=flat, no_dist=alone())
     # Ours, since torch 2.11 syncs a file before the last of it is flushed.
-    for file in temporary.glob(f"__{my_rank()}_*"):
-        sync(file)
+    pieces = {name: sealed for name, sealed in writer.fs.sealed.items() if name.startswith(f"__{my_rank()}_")}
+    for name in pieces:
+        sync(temporary / name)
+    return pieces
 
 
 class _Writer(FileSystemWriter):
-    """torch's writer, with errors that say what the system said."""
+    """torch's writer, which seals what it writes, with errors that say what the system said."""
+
+    fs: SealingFiles
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fs = SealingFiles()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
@@ -170,10 +186,21 @@ class _Writer(FileSystemWriter):
             raise
 
 
-def _commit(tree: Mapping[str, Any], temporary: Path, path: Path) -> None:
+def _commit(tree: Mapping[str, Any], temporary: Path, path: Path, sealed: list[dict[str, Sealed]]) -> None:
     write_json({"version": VERSION, "plain": without_tensors(tree)}, temporary / PLAIN_FILE)
     sync(temporary / INDEX_FILE)
+    pieces = {name: seal for each in sealed for name, seal in each.items()}
+    check_coverage(read_index(temporary), {name: piece.size for name, piece in pieces.items()})
+    small = {name: seal(temporary / name) for name in (PLAIN_FILE, INDEX_FILE)}
+    write_manifest(temporary, pieces | small)
     publish(temporary, path)
+
+
+def _check_share(path: Path) -> None:
+    """Compare this rank's share of the files with what was written."""
+    files = sorted(read_manifest(path).items())
+    share = files if alone() else files[my_rank() :: dist.get_world_size()]
+    refuse_damages(path, damages(path, dict(share)))
 
 
 def _check_fit(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omni_ckpt.disk import clear, publish, sync, write_json
 from omni_ckpt.layout import writing
+from omni_ckpt.manifest import damages, read_manifest, refuse_damages
 from omni_ckpt.stored import check_files, read_index, read_into, specs_in
 from omni_ckpt.tree import TensorSpec, named
 
@@ -79,6 +80,7 @@ def merge_to_hf(
     index = read_index(source)
     specs = _below(prefix, specs_in(index), source)
     check_files(source, index)
+    refuse_damages(source, damages(source, read_manifest(source)))
 
     written = {name: _written_dtype(spec.dtype, dtype) for name, spec in specs.items()}
     plan = plan_shards({name: TensorSpec(s.shape, written[name]).nbytes for name, s in specs.items()}, max_bytes)

@@ -3,6 +3,7 @@
     .metadata         index of torch.distributed.checkpoint: names, shapes, dtypes, and where each piece is
     __0_0.distcp      the pieces that rank 0 wrote; one file for each rank
     state.json        the plain values, in the nesting of the tree, and the version of this format
+    MANIFEST.json     the size and a digest of each of these files: see `manifest.py`
 
 The index is a pickle, which could run any code; it is read through a list of the few types it may hold. Pieces are
 read with `torch.load(weights_only=True)`. Nothing else is pickled.
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from omni_ckpt.manifest import refuse_damages
 from omni_ckpt.ranks import alone
 from omni_ckpt.tree import TensorSpec
 
@@ -127,8 +129,26 @@ def check_files(path: Path, index: Metadata) -> None:
         for name, size in sizes.items()
         if size is None or size < needed[name]
     ]
+    refuse_damages(path, problems)
+
+
+def check_coverage(index: Metadata, sizes: Mapping[str, int]) -> None:
+    """Refuse an index whose pieces are not all in files of `sizes`, or do not cover their tensors. Pure.
+
+    Raises:
+        RuntimeError: naming each such tensor.
+    """
+    problems = []
+    for name, entry in index.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        places = [index.storage_data.get(MetadataIndex(name, chunk.offsets)) for chunk in entry.chunks]
+        written = [info for info in places if info and info.offset + info.length <= sizes.get(info.relative_path, 0)]
+        covered = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        if len(written) < len(places) or covered != entry.size.numel():
+            problems.append(name)
     if problems:
-        raise ValueError(f"{path} is damaged: {len(problems)} files. {'; '.join(problems[:10])}.")
+        raise RuntimeError(f"{len(problems)} tensors were not written whole: {', '.join(problems[:10])}.")
 
 
 def read_into(tensors: Mapping[str, Tensor], path: Path, index: Metadata, *, collective: bool) -> None:

@@ -1,0 +1,162 @@
+"""The manifest of a checkpoint: every file of it, with its size and a digest of its bytes. Effect: disk.
+
+    MANIFEST.json     {"version": 1, "digest": "xxh3_128", "files": {name: {"size": bytes, "digest": hex}}}
+
+Digests are made while files are written, of what was meant to be written; what the disk gives back later is compared
+with them. XXH3 (Collet, 2019) is faster than any disk. It finds damage, not forgery: whoever can change a file can
+change the manifest too.
+"""
+
+import io
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torch.distributed.checkpoint.filesystem import FileSystem
+
+from omni_ckpt.disk import write_json
+
+MANIFEST_FILE = "MANIFEST.json"
+VERSION = 1
+DIGEST = "xxh3_128"
+
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a file was when it was written."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found of a checkpoint."""
+
+    path: Path
+    files: int
+    nbytes: int
+    problems: tuple[str, ...]
+    """In words; none if every file is what it was."""
+
+
+def write_manifest(path: Path, files: Mapping[str, Sealed]) -> None:
+    """Write the manifest of `files` into the directory `path`, durably."""
+    entries = {name: asdict(sealed) for name, sealed in sorted(files.items())}
+    write_json({"version": VERSION, "digest": DIGEST, "files": entries}, path / MANIFEST_FILE)
+
+
+def read_manifest(path: Path) -> dict[str, Sealed]:
+    """The files of checkpoint `path`, by name, as they were when it was written.
+
+    Raises:
+        ValueError: if `path` has no manifest, or one that is damaged, newer than this, or names files elsewhere.
+    """
+    file = Path(path) / MANIFEST_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {MANIFEST_FILE}.")
+    try:
+        content = json.loads(file.read_text())
+        version, digest = content["version"], content["digest"]
+        files = {name: Sealed(int(entry["size"]), str(entry["digest"])) for name, entry in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}.") from error
+    if (version, digest) != (VERSION, DIGEST):
+        raise ValueError(f"{file} has version {version} with {digest}; this omni_ckpt reads {VERSION} with {DIGEST}.")
+    if outside := [name for name in files if Path(name).name != name or name in {"", ".."}]:
+        raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
+    return files
+
+
+def seal(file: Path) -> Sealed:
+    """What `file` is now. Reads all of it."""
+    hasher, size = xxhash.xxh3_128(), 0
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            hasher.update(piece)
+            size += len(piece)
+    return Sealed(size, hasher.hexdigest())
+
+
+def damages(path: Path, files: Mapping[str, Sealed]) -> list[str]:
+    """Which of `files` in the directory `path` are not what they were, and how. Reads those whose size is right."""
+    problems = []
+    for name, sealed in files.items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+        elif (size := file.stat().st_size) != sealed.size:
+            problems.append(f"{file} has {size} of {sealed.size} bytes")
+        elif seal(file) != sealed:
+            problems.append(f"{file} holds other bytes than were written")
+    return problems
+
+
+def verify(path: Path) -> Report:
+    """What is wrong with checkpoint `path`, if anything: every file of its manifest is read. Not collective; nothing in
+    it is run.
+
+    Raises:
+        ValueError: if `path` has no manifest that can be read.
+    """
+    path = Path(path).absolute()
+    files = read_manifest(path)
+    strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE})
+    problems = (*damages(path, files), *(f"{path / name} is in no manifest" for name in strange))
+    return Report(path, len(files), sum(sealed.size for sealed in files.values()), problems)
+
+
+def refuse_damages(path: Path, problems: Iterable[str]) -> None:
+    """Raises `ValueError` if there are `problems`, with the first of them."""
+    if found := list(problems):
+        raise ValueError(f"{path} is damaged: {len(found)} files. {'; '.join(found[:10])}.")
+
+
+class SealingFiles(FileSystem):
+    """torch's files, of which each is sealed while it is written, into `sealed` by name."""
+
+    def __init__(self) -> None:
+        self.sealed: dict[str, Sealed] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+        with super().create_stream(path, mode) as stream:
+            if "w" not in mode:
+                yield stream
+                return
+            writer = _Sealing(stream)
+            yield writer  # pyright: ignore[reportReturnType] It has what torch asks of one.
+            self.sealed[Path(path).name] = Sealed(writer.size, writer.hasher.hexdigest())
+
+
+class _Sealing:
+    """A stream that is only ever added to, and what was added."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.hasher, self.size = stream, xxhash.xxh3_128(), 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.hasher.update(view)
+        self.size += view.nbytes
+        self.stream.write(view)
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def close(self) -> None:
+        self.stream.close()
