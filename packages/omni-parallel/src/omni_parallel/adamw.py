@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from omni_parallel.casts import drop_cast, keep_cast
+from omni_parallel.casts import drop_cast_, keep_cast
 
 
 class AdamW(torch.optim.AdamW):
@@ -145,7 +145,7 @@ def _hold(param: nn.Parameter, state: Mapping[str, Tensor], keep_casts: bool) ->
     if keep_casts and param.grad.dtype.itemsize < param.dtype.itemsize:
         cast = _local(keep_cast(param, param.grad.dtype))
     else:
-        drop_cast(param)  # It would be a step behind.
+        drop_cast_(param)  # It would be a step behind.
     tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
     return Held(*map(_local, tensors), state["step"], cast)
 

@@ -25,6 +25,6 @@ def keep_cast(param: nn.Parameter, dtype: torch.dtype) -> Tensor:
     return kept
 
 
-def drop_cast(param: nn.Parameter) -> None:
+def drop_cast_(param: nn.Parameter) -> None:
     """Forget the cast of `param`, if one is kept."""
     vars(param).pop(_CAST, None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omni_parallel.adamw import AdamW
-from omni_parallel.casts import drop_cast
+from omni_parallel.casts import drop_cast_
 from omni_parallel.fsdp import reshard
 from omni_parallel.schedules import Schedule
 
@@ -116,7 +116,7 @@ def state_tree(state: TrainState) -> dict[str, Any]:
     reshard(state.model)  # An evaluation may have left parameters gathered.
     names = {param: name for name, param in state.model.named_parameters()}
     for param in names:
-        drop_cast(param)  # Whoever gets the tree may write into it.
+        drop_cast_(param)  # Whoever gets the tree may write into it.
     moments: dict[str, dict[str, Tensor]] = {}
     for param, entries in state.optimizer.state.items():
         for key, value in entries.items():
