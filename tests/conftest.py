@@ -1,4 +1,4 @@
-"""The pool of ranks, shared by every test of a session."""
+"""The pool of ranks, shared by the tests of a file."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from ranks import Run, rank_pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """`run(function, ranks, *args)`: what each of so many ranks returned."""
     with rank_pool() as run_on_ranks:

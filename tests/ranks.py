@@ -12,10 +12,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 Run = Callable[..., list[Any]]
 TIMEOUT_S = 240
+MOST_THREADS = 1000
+"""Of a rank before another takes its place: gloo's stay when a world is left, and wake up all the time."""
 
 
 @contextmanager
@@ -39,13 +42,14 @@ def rank_pool() -> Iterator[Run]:
         for rank, (_, pipe) in enumerate(workers[:ranks]):
             pipe.send((rank, ranks, port, function, args))
         waiting, results = {pipe: rank for rank, (_, pipe) in enumerate(workers[:ranks])}, {}
+        threads: dict[int, int] = {}
         while waiting:
             ready = wait(list(waiting), timeout=TIMEOUT_S)
             failed = "no rank answered in time" if not ready else None
             for pipe in ready:
                 rank = waiting.pop(pipe)  # pyright: ignore[reportArgumentType]
                 try:
-                    worked, value = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
+                    worked, value, threads[rank] = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
                 except EOFError:
                     worked, value = False, "the process died"
                 results[rank] = value
@@ -53,6 +57,8 @@ def rank_pool() -> Iterator[Run]:
             if failed:
                 close()  # The others may hang in a collective; the next run starts afresh.
                 raise AssertionError(failed)
+        if max(threads.values()) > MOST_THREADS:
+            close()
         return [results[rank] for rank in range(ranks)]
 
     try:
@@ -75,9 +81,15 @@ def _work(pipe: Connection) -> None:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
         try:
-            pipe.send((True, function(*args)))
+            pipe.send((True, function(*args), _count_threads()))
         except BaseException:  # noqa: BLE001  Whatever it is, the test that asked has to hear of it.
-            pipe.send((False, traceback.format_exc()))
+            pipe.send((False, traceback.format_exc(), _count_threads()))
+
+
+def _count_threads() -> int:
+    """Of this process, where the system tells."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
 def _free_port() -> int:
