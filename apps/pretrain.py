@@ -88,7 +88,8 @@ def main(config: Config) -> None:
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        with Reporter(config, run, world, first=(first := state.step)) as report:
+        first = state.step
+        with Reporter(config, run, world, first=first) as report:
             while state.step < stop:
                 began = time.perf_counter()
                 # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.

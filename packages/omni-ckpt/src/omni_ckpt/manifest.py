@@ -8,7 +8,6 @@ change the manifest too.
 """
 
 import io
-import json
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from omni_ckpt.disk import write_json
+from omni_ckpt.disk import is_inside, read_json, write_json
 
 MANIFEST_FILE = "MANIFEST.json"
 VERSION = 1
@@ -59,20 +58,18 @@ def read_manifest(path: Path) -> dict[str, Sealed]:
     Raises:
         ValueError: if `path` has no manifest, or one that is damaged, newer than this, or names files elsewhere.
     """
+    version, digest, files = read_json(path, MANIFEST_FILE, _take)
     file = Path(path) / MANIFEST_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {MANIFEST_FILE}.")
-    try:
-        content = json.loads(file.read_text())
-        version, digest = content["version"], content["digest"]
-        files = {name: Sealed(int(entry["size"]), str(entry["digest"])) for name, entry in content["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}.") from error
     if (version, digest) != (VERSION, DIGEST):
         raise ValueError(f"{file} has version {version} with {digest}; this omni_ckpt reads {VERSION} with {DIGEST}.")
-    if outside := [name for name in files if Path(name).name != name or name in {"", ".."}]:
+    if outside := [name for name in files if not is_inside(name)]:
         raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
     return files
+
+
+def _take(content: Any) -> tuple[int, str, dict[str, Sealed]]:
+    files = {name: Sealed(int(entry["size"]), str(entry["digest"])) for name, entry in content["files"].items()}
+    return content["version"], content["digest"], files
 
 
 def seal(file: Path) -> Sealed:

@@ -9,7 +9,6 @@ The index is a pickle, which could run any code; it is read through a list of th
 read with `torch.load(weights_only=True)`. Nothing else is pickled.
 """
 
-import json
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from omni_ckpt.disk import is_inside, read_json
 from omni_ckpt.manifest import refuse_damages
 from omni_ckpt.ranks import alone
 from omni_ckpt.tree import TensorSpec
@@ -75,16 +75,9 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if `path` is no checkpoint, its plain values are damaged, or a newer version wrote them.
     """
-    file = Path(path) / PLAIN_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {PLAIN_FILE}.")
-    try:
-        content = json.loads(file.read_text())
-        version, plain = content["version"], content["plain"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}.") from error
+    version, plain = read_json(path, PLAIN_FILE, lambda content: (content["version"], content["plain"]))
     if version != VERSION:
-        raise ValueError(f"{file} has version {version}; this omni_ckpt reads version {VERSION}.")
+        raise ValueError(f"{Path(path) / PLAIN_FILE} has version {version}; this omni_ckpt reads version {VERSION}.")
     return plain
 
 
@@ -100,7 +93,7 @@ def read_index(path: Path) -> Metadata:
         raise ValueError(f"{file} is damaged: {error}.") from error
     if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
         raise ValueError(f"{file} is damaged: it is not an index.")
-    if outside := [info.relative_path for info in index.storage_data.values() if not _is_inside(info.relative_path)]:
+    if outside := [info.relative_path for info in index.storage_data.values() if not is_inside(info.relative_path)]:
         raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
     return index
 
@@ -190,7 +183,3 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._index
-
-
-def _is_inside(name: str) -> bool:
-    return Path(name).name == name and name not in ("", "..")

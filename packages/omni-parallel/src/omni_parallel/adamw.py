@@ -7,17 +7,15 @@ the rounding of fp32.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from omni_parallel.casts import drop_cast_, keep_cast
+from omni_parallel.local import fuses, local
 
 
 class AdamW(torch.optim.AdamW):
@@ -124,31 +122,17 @@ def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tens
             own.cast.copy_(own.param)
 
 
-def fuses(*tensors: Tensor) -> bool:
-    """Whether kernels of Triton run on such tensors."""
-    return all(x.is_cuda and x.is_contiguous() and x.is_floating_point() for x in tensors) and _has_triton()
-
-
 def _is_fused(held: Held) -> bool:
     wide = all(tensor.dtype == torch.float32 for tensor in (held.param, held.first, held.second))
     return wide and fuses(held.param, held.grad, held.first, held.second, held.steps)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _hold(param: nn.Parameter, state: Mapping[str, Tensor], keep_casts: bool) -> Held:
     assert param.grad is not None
     cast = None
     if keep_casts and param.grad.dtype.itemsize < param.dtype.itemsize:
-        cast = _local(keep_cast(param, param.grad.dtype))
+        cast = local(keep_cast(param, param.grad.dtype))
     else:
         drop_cast_(param)  # It would be a step behind.
     tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-    return Held(*map(_local, tensors), state["step"], cast)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return Held(*map(local, tensors), state["step"], cast)

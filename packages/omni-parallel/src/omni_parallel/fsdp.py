@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
 from omni_parallel.casts import kept_cast
-from omni_parallel.plan import ParallelPlan
+from omni_parallel.plan import ParallelPlan, has_shared_experts
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,8 +53,7 @@ def shard_fsdp(
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
     # Inside a block what comes is in the dtype that the model wants: the weights of choices may be wider than the rest.
     as_it_comes = replace(policy, cast_forward_inputs=False)
-    alone = plan.experts if mesh.spec.efsdp == mesh.spec.replicate == 1 else ()
-    shared = plan.experts if not alone else ()
+    shared, alone = (plan.experts, ()) if has_shared_experts(mesh.spec) else ((), plan.experts)
     lonely = [apply_cast(model.get_submodule(name), param_dtype) for name in alone]
     here = {param for module in lonely for param in module.parameters(recurse=False)}
     if not all(isinstance(param, DTensor) for param in here):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement
 
-from omni_parallel.adamw import fuses
 from omni_parallel.fsdp import reshard
+from omni_parallel.local import fuses, local
 
 T = TypeVar("T")
 Kind = tuple[DeviceMesh, tuple[Placement, ...]] | None
@@ -46,7 +46,7 @@ def clip_grads_(model: nn.Module, max_norm: float) -> Tensor:
             # Scaled where it is narrower than its parameter, a gradient would be rounded.
             param.grad = param.grad.to(param.dtype)  # pyright: ignore[reportOptionalMemberAccess]
         scale = clip_scale(norm, max_norm)
-        for grads in _by_dtype([_local(param.grad) for param in held]):
+        for grads in _by_dtype([local(param.grad) for param in held]):
             # The list form is what keeps this at one kernel for all gradients; torch has no public name for it.
             torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
@@ -120,7 +120,3 @@ def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     for tensor in tensors:
         groups[tensor.dtype].append(tensor)
     return list(groups.values())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
