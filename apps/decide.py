@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from math import lcm
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from compute import Compute, choose_compute, choose_gathered
 from preflight import attempt, refuse
 from request import Config
+from room import check_room, check_writable
 from transformers import PreTrainedModel
 
-from omni_ckpt import latest, mismatches, read_plain, stored
+from omni_ckpt import mismatches, newest_whole, read_plain, refuse_none_whole, stored
 from omni_data import Source, TextTokenizer, fingerprint, open_source, read_tokenizer
 from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
 from omni_models import (
@@ -159,7 +159,9 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
-    found = latest(config.out)
+    found = attempt(problems, find_checkpoint, config.out)
+    if model and config.out.is_dir():
+        attempt(problems, check_room, config.out, named_tensors(model), config.keep)
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
     if found and model:
@@ -207,19 +209,29 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     )
 
 
-def check_writable(out: Path) -> None:
-    """Raises `ValueError` if nothing can be written into `out`, which is made if it is not there. Effect: makes it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as problem:
-        raise ValueError(f"nothing can be written into --out {out}: {problem.strerror}.") from problem
+def find_checkpoint(out: Path) -> Path | None:
+    """The checkpoint below `out` to go on from, if there are any. Effect: looks at the sizes of files.
+
+    Raises:
+        ValueError: if there are, and none is whole.
+    """
+    choice = newest_whole(out)
+    refuse_none_whole(out, choice)
+    return choice.path
 
 
 def check_counts(config: Config) -> None:
     """Raises `ValueError` if something that is counted is too small, with all of it. Pure."""
-    least = {"seq_len": 2, "steps": 1, "stop_after": 1, "save_every": 1, "keep": 1}
+    least = {
+        "seq_len": 2,
+        "steps": 1,
+        "stop_after": 1,
+        "save_every": 1,
+        "keep": 1,
+        "keep_every": 1,
+        "keep_best": 0,
+        "max_skips": 1,
+    }
     if problems := [
         f"{name}={value} must be at least {bound}."
         for name, bound in least.items()

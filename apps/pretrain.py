@@ -13,18 +13,27 @@ Without weights the model starts at random. A run found in --out is continued.
 # Read it top to bottom: that is the order in which things happen.
 
 import time
+from contextlib import closing
 
-import torch
 from decide import decide
 from preflight import start
 from report import Reporter
 from request import Config
-from resume import load_run, save_run
-from step import accumulate_grads_, mean_reach, place, rare_collections, rebalance_
+from resume import Keeper, choose_checkpoint, load_run
+from step import (
+    accumulate_grads_,
+    hear_all,
+    mean_reach,
+    place,
+    rare_collections,
+    rebalance_,
+    scale_or_skip,
+    seed_all_,
+)
 from watch import forget_after, what_next
 
 from omni_data import Cursor, prefetch, stream_batches
-from omni_mesh import join_world, make_mesh
+from omni_mesh import heed_signals, join_world, make_mesh
 from omni_models import (
     fill_weights,
     map_attention,
@@ -37,7 +46,6 @@ from omni_models import (
 from omni_parallel import (
     apply_ep,
     apply_ulysses,
-    clip_scale,
     grad_norm,
     init_state,
     recompute_blocks,
@@ -50,7 +58,14 @@ def main(config: Config) -> None:
     """Train as `config` says. Effect: joins the world, writes checkpoints and metrics below `config.out`."""
     # Decide. What will happen is known, and printed, before anything does.
     run = decide(config)
-    with join_world(device=run.device) as world, rare_collections() as collect_at:
+    with (
+        join_world(device=run.device) as world,
+        heed_signals() as requests,
+        Keeper(config, run.order, world) as keeper,
+        rare_collections() as collect_at,
+    ):
+        found = choose_checkpoint(config.out, world)
+
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
         model = use_kernels(run.model, run.kernels, device_type=run.device)
@@ -60,19 +75,20 @@ def main(config: Config) -> None:
         model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
-        model = fill_weights(model, None if run.found else config.weights, seed=config.seed)
-        state, cursor = init_state(model, config.optim), Cursor()
+        model = fill_weights(model, None if found else config.weights, seed=config.seed)
+        state, cursor, best = init_state(model, config.optim), Cursor(), None
 
         # Resume. The mesh may differ from the one that was saved.
-        if run.found:
-            state, cursor = load_run(state, run.found, run.order)
+        if found:
+            state, cursor, best = load_run(state, found, run.order)
+        keeper.make_room(state, cursor)
         if chief := world.rank == 0:
             print(run.told(), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
             forget_after(config.out / "metrics.jsonl", state.step)
 
         # Train.
-        batches = prefetch(
+        stream = prefetch(
             stream_batches(
                 run.source,
                 cursor,
@@ -88,12 +104,11 @@ def main(config: Config) -> None:
             )
         )
         stop = min(config.steps, config.stop_after or config.steps)
-        first = state.step
-        with Reporter(config, run, world, first=first) as report:
-            while state.step < stop:
+        first, due = state.step, False
+        with closing(stream) as batches, Reporter(config, run, world, first=first, best=best) as report:
+            while state.step < stop and (due or not report.asked_to_leave):
                 began = time.perf_counter()
-                # Dropout draws from (seed, step, rank), so that a resumed run draws what an unbroken one would.
-                torch.manual_seed(hash((config.seed, state.step, world.rank)))
+                seed_all_(config.seed, state.step, world.rank)
                 micro, reach = [], 0.0
                 for _ in range(run.batch // run.spec.dp // run.micro):
                     batch, cursor = next(batches)
@@ -102,20 +117,21 @@ def main(config: Config) -> None:
                     reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
                 waited = time.perf_counter() - began
                 metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
-                metrics["grad_norm"] = grad_norm(model)
-                lr = run.schedule(state.step)
-                scale = clip_scale(metrics["grad_norm"], config.optim.max_norm)
+                metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, world.device)}
+                scale = scale_or_skip(metrics, config.optim.max_norm)
                 state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
-                rebalance_(model, loads, run.rate)
+                rebalance_(model, loads, run.rate, scale)
                 collect_at(state.step)
 
                 # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
-                report.note(state.step, metrics, loads, lr=lr, rows=cursor.rows, reach=reach, waited=waited)
-                if state.step % config.save_every == 0 or state.step == stop:
-                    report.tell()
-                    save_run(config.out, state, cursor, run.order, keep=config.keep)
+                report.note(state.step, metrics, loads, cursor=cursor, reach=reach, waited=waited)
+                keeper.poll()
+                due |= state.step % config.save_every == 0 or state.step == stop or report.is_asked()
+                if due and report.is_good():
+                    keeper.save(state, cursor, report.about())
+                    due = False
                     report.skip_time()
-        batches.close()
+            report.check_end(saved=not due)
         if chief:
             print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)
 

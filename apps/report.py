@@ -1,17 +1,22 @@
 """Telling of steps. On a GPU each is told while the next one runs: to read a number is to wait for the device, which
 then has nothing to do until the host has the next step ready."""
 
+import math
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from about import tell_about, without_secrets
 from decide import Decision
 from request import Config
 from torch import Tensor
-from watch import append_row, check_finite, peak_memory_gb, progress_line, tell_step
+from watch import append_row, check_skips, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
 
+from omni_data import Cursor, cursor_to_json
 from omni_mesh import World
 from omni_models import flops_per_token
 
@@ -46,6 +51,8 @@ class Noted:
     loads: Mapping[str, Tensor]
     known: Mapping[str, Any]
     """What `tell_step` needs to know of it beside them."""
+    cursor: Cursor
+    """Of this rank, after it."""
     end: Mark
 
 
@@ -53,10 +60,14 @@ class Reporter:
     """Keeps the last step that was noted, and tells of it when the next is noted, when asked, or, if its numbers are
     there, when an error ends the run: they may say what it comes from."""
 
-    def __init__(self, config: Config, run: Decision, world: World, *, first: int) -> None:
+    def __init__(self, config: Config, run: Decision, world: World, *, first: int, best: Any = None) -> None:
+        """`first` is the step that the run stands at, and `best` the least loss until then and its step."""
         self.config, self.run, self.world, self.first = config, run, world, first
         self.noted: Noted | None = None
         self.began, self.last = time.perf_counter(), Mark(world.device)
+        self.values: dict[str, float] = {}
+        self.asked_to_leave = self.asked_to_save = False
+        self.skips, self.tokens, self.best = 0, 0, best
 
     def __enter__(self) -> "Reporter":
         return self
@@ -71,8 +82,7 @@ class Reporter:
         metrics: Mapping[str, Tensor],
         loads: Mapping[str, Tensor],
         *,
-        lr: float,
-        rows: int,
+        cursor: Cursor,
         reach: float,
         waited: float,
     ) -> None:
@@ -82,20 +92,19 @@ class Reporter:
             step: counted from one.
             metrics: scalars by name, on any device.
             loads: tokens that chose each expert, by layer.
-            lr: learning rate of the step.
-            rows: read until then.
+            cursor: of this rank, after it.
             reach: tokens that a token attends to, at most, on average.
             waited: seconds until its data was on its way to the device.
         """
         known = {
-            "lr": lr,
+            "lr": self.run.schedule(step - 1),
             "tokens": self.run.batch * self.config.seq_len,
-            "tokens_so_far": rows * self.config.seq_len,
+            "tokens_so_far": cursor.rows * self.config.seq_len,
             "waited": waited,
             "ranks": self.world.size,
             "flops": flops_per_token(self.run.facts, reach),
         }
-        noted = Noted(step, send_home(metrics), send_home(loads), known, Mark(self.world.device))
+        noted = Noted(step, send_home(metrics), send_home(loads), known, cursor, Mark(self.world.device))
         self.tell()
         self.noted = noted
         if self.world.device.type == "cpu":
@@ -104,21 +113,64 @@ class Reporter:
     def tell(self) -> None:
         """Tell of the step that is noted, if one is. Effect: waits for its numbers; writes on the first rank.
 
+        All ranks tell of the same steps, and know the same after it: `values`, whether steps are being skipped, and
+        what any of them was asked by a signal.
+
         Raises:
-            FloatingPointError: if one of them is not finite.
+            FloatingPointError: if it is the last of so many steps in a row whose numbers are not finite.
         """
         if self.noted is None:
             return
         noted, self.noted = self.noted, None
         seconds, self.last = noted.end.seconds_since(self.last), noted.end
         values = {name: value.item() for name, value in noted.metrics.items()}
-        check_finite(noted.step, values)
+        self.asked_to_leave |= values.pop("asked_to_leave", 0) > 0
+        self.asked_to_save |= values.pop("asked_to_save", 0) > 0
+        self.values, self.tokens = values, noted.known["tokens_so_far"]
+        if lost := find_lost(values):
+            self._tell_skip(noted, lost)
+            return
+        self.skips = 0
+        if self.best is None or values["loss"] < self.best["loss"]:
+            self.best = {"loss": values["loss"], "step": noted.step}
         memory = peak_memory_gb(self.world.device)
         row = tell_step(noted.step, values, seconds=seconds, memory_gb=memory, loads=noted.loads, **noted.known)
         if self.world.rank == 0:
             append_row(self.config.out / "metrics.jsonl", row)
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
             print(progress_line(row, self.config.steps, pace), flush=True)
+
+    def is_asked(self) -> bool:
+        """Whether a rank was asked, by a signal, for a checkpoint: for this one now, or for a last one."""
+        asked, self.asked_to_save = self.asked_to_save or self.asked_to_leave, False
+        return asked
+
+    def is_good(self) -> bool:
+        """Tell of the step that is noted, and whether its numbers were finite, so that it may be saved."""
+        self.tell()
+        return not self.skips
+
+    def check_end(self, *, saved: bool) -> None:
+        """Raises `FloatingPointError` if the last steps of the run were skipped, and so not saved."""
+        if not saved:
+            raise FloatingPointError(
+                f"the last {self.skips} steps were skipped, and nothing of them is saved: the last checkpoint stands. "
+                f"See {self.config.out / 'skipped.jsonl'}."
+            )
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of the run as it was last told."""
+        return tell_about(self.config, self.run, tokens=self.tokens, metrics=self.values, best=self.best)
+
+    def _tell_skip(self, noted: Noted, lost: list[str]) -> None:
+        self.skips += 1
+        path = self.config.out / "skipped.jsonl"
+        if self.world.rank == 0:
+            values = {name: value if math.isfinite(value) else str(value) for name, value in self.values.items()}
+            append_row(path, {"step": noted.step, **values, "cursor": cursor_to_json(noted.cursor)})
+            print(skip_line(noted.step, lost, self.skips, self.config.max_skips), flush=True)
+        replay = without_secrets(shlex.join(["uv", "run", *sys.argv, "--stop-after", str(noted.step)]))
+        check_skips(noted.step, lost, self.skips, self.config.max_skips, replay=replay, cursor=path)
 
     def skip_time(self) -> None:
         """Leave what was done since the last step was told, which was no step, out of the time of the next."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from omni_ckpt import Retention
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig, RecomputeConfig
@@ -63,7 +64,16 @@ class Config:
     save_every: int = 100
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
-    """Checkpoints to keep, newest first."""
+    """Checkpoints to keep, newest first. One with a file PINNED in it is never deleted."""
+    keep_every: int | None = None
+    """Keep the checkpoints of every so-many-th step, too."""
+    keep_best: int = 0
+    """Keep so many of those with the least loss of their last step, too."""
+    save_in_background: bool | None = None
+    """Write checkpoints while training goes on, from a copy in host memory. Left out: where the copies of all ranks of
+    this machine take less than half of the memory that is free."""
+    max_skips: int = 3
+    """A step whose loss or gradient is not finite changes nothing; after so many in a row the run stops."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
@@ -76,3 +86,7 @@ class Config:
     recompute: RecomputeConfig = RecomputeConfig()
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()
+
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(self.keep, self.keep_every, self.keep_best, metric="about.metrics.loss")

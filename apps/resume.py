@@ -1,32 +1,157 @@
-"""What a checkpoint of a run holds, and a run's state from it: the tree on disk has the shape of the tree in memory."""
+"""What a checkpoint of a run holds, a run's state from it, and who writes it while the run goes on."""
 
+import socket
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omni_ckpt import load_dcp, prune, save_dcp, step_dir
+from about import check_about
+from request import Config
+from room import free_memory
+
+from omni_ckpt import (
+    Saving,
+    Staging,
+    begin_save_dcp,
+    check_together,
+    claim,
+    load_dcp,
+    make_group,
+    make_staging,
+    newest_whole,
+    prune,
+    read_plain,
+    refuse_none_whole,
+    save_dcp,
+    set_aside,
+    staging_bytes,
+    step_dir,
+)
 from omni_data import Cursor, cursor_from_json, cursor_to_json, merge_cursors
+from omni_mesh import World
 from omni_parallel import TrainState, gather_objects, restore_state, state_tree
 
 Order = Mapping[str, Any]
 """What fixes the rows of a step, beside the cursor."""
 
 
-def load_run(state: TrainState, found: Path, order: Order) -> tuple[TrainState, Cursor]:
-    """The state and the place in the data that checkpoint `found` has, whatever mesh wrote it. Donates `state`.
+def choose_checkpoint(out: Path, world: World) -> Path | None:
+    """The newest checkpoint of `out` of which every file is what was written; None if there is none at all.
 
-    Effect: collective; reads.
+    Effect: collective; every rank reads its share. Those that are damaged are told, and renamed, so that their steps
+    can be saved again.
+
+    Raises:
+        ValueError: if there are checkpoints, and none is whole.
     """
-    tree = load_dcp(_tree(state, Cursor(), order), found)
-    return restore_state(state, tree["state"]), cursor_from_json(tree["cursor"])
+    choice = newest_whole(out, check_together)
+    if not choice.damaged:
+        return choice.path
+    refuse_none_whole(out, choice)
+    for path, aside in set_aside(choice).items():
+        if world.rank == 0:
+            print(f"DAMAGED: {'; '.join(choice.damaged[path][:3])}. It is kept as {aside}.", flush=True)
+    if world.rank == 0:
+        print(f"DAMAGED: the run goes on from {choice.path}, the newest that is whole.", flush=True)
+    return choice.path
 
 
-def save_run(out: Path, state: TrainState, cursor: Cursor, order: Order, *, keep: int) -> Path:
-    """The new checkpoint of `state` in `out`, of which the newest `keep` stay. Effect: collective; writes, deletes."""
-    everyone = merge_cursors(gather_objects(cursor))
-    path = save_dcp(_tree(state, everyone, order), step_dir(out, state.step))
-    prune(out, keep)
-    return path
+def load_run(state: TrainState, found: Path, order: Order) -> tuple[TrainState, Cursor, Any]:
+    """The state, the place in the data and the best loss that checkpoint `found` has, whatever mesh wrote it.
+
+    Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
+    """
+    about = read_plain(found).get("about", {})
+    check_about(about, found)
+    tree = load_dcp(_tree(state, Cursor(), order) | {"about": about}, found, check=False)
+    return restore_state(state, tree["state"]), cursor_from_json(tree["cursor"]), about.get("best")
+
+
+class Keeper:
+    """Holds the directory of a run, writes its checkpoints and deletes those that are not kept. One is under way at a
+    time."""
+
+    def __init__(self, config: Config, order: Order, world: World) -> None:
+        self.config, self.order, self.world = config, order, world
+        self.held = ExitStack()
+        self.staging: Staging | None = None
+        self.saving: Saving | None = None
+
+    def __enter__(self) -> "Keeper":
+        """Effect: collective; ranks talk of checkpoints in a group of their own. The first rank claims the directory.
+
+        Raises:
+            ValueError: if another run has it.
+        """
+        self.group = make_group()
+        told = gather_objects(self._claim() if self.world.rank == 0 else "")[0]
+        if told:
+            raise ValueError(told)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> None:
+        try:
+            self.wait()
+        except (ValueError, OSError, RuntimeError):
+            if kind is None:
+                raise
+        finally:
+            self.held.close()
+
+    def make_room(self, state: TrainState, cursor: Cursor) -> None:
+        """Make room in host memory for checkpoints of such a state, if they are to be written in the background.
+
+        Effect: collective; allocates.
+        """
+        tree = _tree(state, cursor, self.order)
+        host, size, free = socket.gethostname(), staging_bytes(tree), free_memory()
+        taken = Counter[str]()
+        everyone = gather_objects((host, size, free))
+        for machine, needed, _ in everyone:
+            taken[machine] += needed
+        fits = all(taken[machine] <= room / 2 for machine, _, room in everyone)
+        if fits if self.config.save_in_background is None else self.config.save_in_background:
+            self.staging = make_staging(tree)
+
+    def save(self, state: TrainState, cursor: Cursor, about: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `state`, or begin to. Effect: collective; waits for the one under way.
+
+        Args:
+            state: of all ranks.
+            cursor: of this rank.
+            about: what a reader of the checkpoint should know; plain values.
+        """
+        self.wait()
+        everyone = merge_cursors(gather_objects(cursor))
+        tree = _tree(state, everyone, self.order) | {"about": about}
+        path = step_dir(self.config.out, state.step)
+        if self.staging is None:
+            save_dcp(tree, path, group=self.group, then=self._prune)
+        else:
+            self.saving = begin_save_dcp(tree, path, staging=self.staging, group=self.group, then=self._prune)
+
+    def poll(self) -> None:
+        """Raise the error of a save that failed; nothing if none did."""
+        if self.saving is not None and self.saving.done:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until no save is under way. Raises the error of one that failed."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving()
+
+    def _prune(self, path: Path) -> None:
+        prune(self.config.out, self.config.retention())
+
+    def _claim(self) -> str:
+        try:
+            self.held.enter_context(claim(self.config.out))
+        except ValueError as problem:
+            return str(problem)
+        return ""
 
 
 def _tree(state: TrainState, cursor: Cursor, order: Order) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""One step of training: rows to tensors, what their attention costs, tensors to gradients, the balance of experts."""
+"""One step of training: rows to tensors, what their attention costs, tensors to gradients, the balance of experts,
+and what all ranks must agree on."""
 
 import gc
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from omni_data import Batch, document_bounds, shard_sequence
+from omni_mesh import Requests
 from omni_models import (
     balance_loss,
     count_loads,
@@ -21,7 +24,7 @@ from omni_models import (
     set_biases_,
     summed_loss,
 )
-from omni_parallel import global_sum
+from omni_parallel import clip_scale, global_sum
 
 Loss = Literal["auto", "chunked", "full"]
 
@@ -47,6 +50,18 @@ def rare_collections(every: int = 50) -> Iterator[Callable[[int], None]]:
         gc.unfreeze()
         if was_on:
             gc.enable()
+
+
+def seed_all_(seed: int, step: int, rank: int) -> None:
+    """Seed the generators of torch, CUDA, numpy and Python for what `rank` draws in `step`.
+
+    No generator has a state that outlives a step, so none has to be saved: a run that is continued draws what an
+    unbroken one would, and on another number of ranks those that there are in both draw the same.
+    """
+    words = np.random.SeedSequence([seed % 2**32, step, rank]).generate_state(4)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(int(words[2]))
+    random.seed(int(words[3]))
 
 
 def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -122,7 +137,24 @@ def sum_loads(loads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return dict(zip(loads[0], whole, strict=True))
 
 
-def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float) -> None:
-    """Move the biases of the routers of `model` by `rate`, towards experts with less than the mean of `loads`."""
+def scale_or_skip(metrics: Mapping[str, Tensor], max_norm: float) -> Tensor:
+    """What gradients are multiplied by, which is nan if the loss or their norm is not finite: such a step is skipped.
+
+    All ranks agree, since both are of all ranks.
+    """
+    is_fine = metrics["loss"].isfinite() & metrics["grad_norm"].isfinite()
+    return torch.where(is_fine, clip_scale(metrics["grad_norm"], max_norm), torch.nan)
+
+
+def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float, scale: Tensor) -> None:
+    """Move the biases of the routers of `model` by `rate`, towards experts with less than the mean of `loads`; by
+    nothing in a step that is skipped."""
     if rate:
-        set_biases_(model, next_biases(read_biases(model), loads, rate))
+        set_biases_(model, next_biases(read_biases(model), loads, rate * scale.isfinite()))
+
+
+def hear_all(requests: Requests, device: torch.device) -> dict[str, Tensor]:
+    """How many ranks were asked to leave, and how many to save, by the names of metrics. Collective."""
+    # Filled, not copied from the host, for which it would wait.
+    asked = torch.stack([torch.full((), float(was), device=device) for was in requests.take()])
+    return dict(zip(("asked_to_leave", "asked_to_save"), global_sum(asked), strict=True))

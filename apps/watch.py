@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,23 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte / 1e9
 
 
-def check_finite(step: int, values: Mapping[str, float]) -> None:
-    """Raises `FloatingPointError` if a number of `step` is not finite: such a model must not be saved. Pure."""
-    if lost := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+def find_lost(values: Mapping[str, float]) -> list[str]:
+    """Which of `values` are not finite, in words. Pure."""
+    return [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+
+
+def skip_line(step: int, lost: Sequence[str], skips: int, most: int) -> str:
+    """What is said of a step that changed nothing, the `skips`-th in a row. Pure."""
+    return f"step {step} is SKIPPED: {' and '.join(lost)}. Nothing was changed ({skips} in a row; {most} stop the run)."
+
+
+def check_skips(step: int, lost: Sequence[str], skips: int, most: int, *, replay: str, cursor: Path) -> None:
+    """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Pure."""
+    if skips >= most:
         raise FloatingPointError(
-            f"at step {step} {' and '.join(lost)}. Nothing of it is saved: the last checkpoint stands. "
-            "Continue from it with a lower --optim.lr, or look at the data of this step."
+            f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips {most}. "
+            "Nothing of them is saved: the last checkpoint stands. Continue from it with a lower --optim.lr, or look "
+            f"at the data, whose place is in {cursor}. To see the step again: {replay}"
         )
 
 

@@ -28,6 +28,7 @@ import pretrain
 import request
 from decide import Decision, decide
 from preflight import start
+from resume import Keeper
 
 from omni_models.experts import is_experts
 
@@ -60,7 +61,8 @@ class Config(request.Config):
 
 def main(config: Config) -> None:
     """Train as `config` says and keep nothing but the metrics. Effect: as of the app."""
-    pretrain.save_run = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
+    Keeper.save = lambda *args, **kwargs: None
+    Keeper.make_room = lambda *args, **kwargs: None
     pretrain.decide = partial(decide_otherwise, config)  # pyright: ignore[reportAttributeAccessIssue]
     if config.profile_at is not None:
         if config.profile_at + 3 >= config.steps:

@@ -1,4 +1,5 @@
-"""A warm pool of ranks: processes that import torch once and then run one function after another as a world.
+"""A warm pool of ranks: forks of a process that has imported what all of them need, which run one function after
+another as a world.
 
 `run(function, 2, *args)` calls `function(*args)` in two processes that look to it as if torchrun had started them, and
 returns what each returned. A function is sent by name, so it lives at the top of a module.
@@ -17,7 +18,17 @@ from typing import Any
 
 Run = Callable[..., list[Any]]
 TIMEOUT_S = 240
-MOST_THREADS = 1000
+IMPORTED = [
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "transformers.modeling_utils",
+    "omni_ckpt",
+    "omni_models",
+    "omni_parallel",
+]
+"""Modules that take long, and start nothing."""
+MOST_THREADS = 300
 """Of a rank before another takes its place: gloo's stay when a world is left, and wake up all the time."""
 
 
@@ -33,9 +44,11 @@ def rank_pool() -> Iterator[Run]:
         workers.clear()
 
     def run(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
         while len(workers) < ranks:
-            ours, theirs = mp.get_context("spawn").Pipe()
-            process = mp.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             workers.append((process, ours))
         port = _free_port()

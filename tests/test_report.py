@@ -13,11 +13,12 @@ from decide import decide
 from report import Reporter
 from training import SMALL
 
+from omni_data import Cursor
 from omni_mesh import MeshSpec, World
 from omni_models import ModelFacts, build_model, describe, read_config
 
 HERE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-NUMBERS = {"lr": 0.1, "rows": 12, "reach": 10.0}
+NUMBERS: dict[str, Any] = {"cursor": Cursor(12), "reach": 10.0}
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def test_an_error_does_not_hide_the_step_before_it(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_told_before_what_came_of_it(tmp_path: Path) -> None:
-    config = replace(SMALL, out=tmp_path)
+    config = replace(SMALL, out=tmp_path, max_skips=1)
     report = Reporter(config, decide(config), HERE, first=0)
     with pytest.raises(FloatingPointError, match="at step 1 loss is nan"), report:
         report.world = replace(HERE, device=torch.device("meta"))

@@ -8,7 +8,6 @@ from decide import decide
 from ranks import Run
 from training import SMALL, train, write_family
 
-from omni_ckpt import latest
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig
@@ -106,10 +105,9 @@ def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(run: Run, tmp_path: 
 def test_a_step_without_a_finite_loss_is_not_saved(run: Run, tmp_path: Path) -> None:
     wild = AdamWConfig(lr=1e30, max_norm=float("inf"))
     config = replace(SMALL, out=tmp_path / "run", steps=4, save_every=1, optim=wild)
-    with pytest.raises(AssertionError, match=r"at step \d .*(loss|grad_norm) is (nan|inf)"):
+    with pytest.raises(AssertionError, match=r"at step 4 .*(loss|grad_norm) is (nan|inf)"):
         run(train, 1, config)
-    assert len(list(config.out.glob("step-*"))) <= 2
-    assert latest(config.out) is not None
+    assert [path.name for path in config.out.glob("step-*")] == ["step-00000001"]
 
 
 def test_a_finished_run_started_again_changes_nothing(run: Run, tmp_path: Path) -> None:

@@ -7,30 +7,25 @@ For each, `FOLDER/killed.json` has the names that are left, the latest checkpoin
 
 import json
 import os
-import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-import omni_ckpt.dcp
-import omni_ckpt.disk
-from omni_ckpt import latest, load_dcp, prune, save_dcp, step_dir
+from omni_ckpt import Fault, begin_save_dcp, latest, load_dcp, prune, save_dcp, step_dir
+from omni_ckpt.faults import Point
 
 
-def die(*_: object, **__: object) -> None:
-    os._exit(9)
-
-
-def killed(where: Callable[[], None], act: Callable[[], object]) -> None:
-    """Do `act()` in another process, which ends without a last word when it comes to what `where()` replaced."""
+def killed(act: Callable[[], object]) -> None:
+    """Do `act()` in another process, which is killed on the way."""
     child = os.fork()
     if not child:
-        where()
         act()
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def tree(step: int) -> dict:
@@ -51,22 +46,24 @@ def state(root: Path) -> list:
 
 def main(folder: Path) -> None:
     happened = {}
-    module = omni_ckpt.dcp
-    for name in ("_write_tensors", "write_json", "publish"):
-        root = folder / name
-        save_dcp(tree(1), step_dir(root, 1))
-        killed(lambda name=name: setattr(module, name, die), lambda root=root: save_dcp(tree(2), step_dir(root, 2)))
-        happened[name] = state(root)
-        save_dcp(tree(2), step_dir(root, 2))
-        happened[f"after {name}"] = state(root)
-    root = folder / "prune"
-    for step in (1, 2):
-        save_dcp(tree(step), step_dir(root, step))
-    killed(lambda: setattr(shutil, "rmtree", die), lambda: prune(root, 1))
-    happened["prune"] = state(root)
-    step_dir(root, 1).with_suffix(".tmp").mkdir()
-    prune(root, 1)
-    happened["after prune"] = state(root)
+    for point in get_args(Point):
+        for way in ("save", "begin"):
+            case = f"{way} {point}"
+            root = folder / case
+            save_dcp(tree(1), step_dir(root, 1))
+            fault = Fault(point, 0, "kill")
+            if point == "pruned":
+                save_dcp(tree(2), step_dir(root, 2))
+                killed(lambda root=root, fault=fault: prune(root, 1, at=fault))
+            else:
+                save = save_dcp if way == "save" else lambda *args, **kwargs: begin_save_dcp(*args, **kwargs)()
+                killed(lambda save=save, root=root, fault=fault: save(tree(2), step_dir(root, 2), at=fault))
+            happened[case] = state(root)
+            if latest(root) == step_dir(root, 1):
+                save_dcp(tree(2), step_dir(root, 2))
+            save_dcp(tree(3), step_dir(root, 3))
+            prune(root, 2)
+            happened[f"after {case}"] = state(root)
     (folder / "killed.json").write_text(json.dumps(happened))
 
 

@@ -2,16 +2,20 @@
 
     python ranks_main.py RANK FOLDER
 
-Each case leaves what happened on this rank under its name in `FOLDER/outcome-RANK.json`: "ok", or the error.
+Each case leaves what happened on this rank under its name in `FOLDER/outcome-RANK.json`: "ok", or the error. At the end
+rank 1 stops for good, and then rank 2 is killed; the others tell of it.
 """
 
 import json
 import os
 import resource
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,7 +25,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from omni_ckpt import latest, load_dcp, prune, save_dcp, step_dir
+from omni_ckpt import (
+    Fault,
+    begin_save_dcp,
+    check_together,
+    latest,
+    load_dcp,
+    make_staging,
+    newest_whole,
+    prune,
+    save_dcp,
+    set_aside,
+    step_dir,
+)
 from omni_ckpt.layout import writing
 from omni_ckpt.tree import flatten
 
@@ -67,10 +83,15 @@ def whole(tree: dict) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def group(rank: int, ranks: int, folder: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
+    join(rank, ranks, folder / f"store-{ranks}", 300)
     yield
     dist.barrier()
     dist.destroy_process_group()
+
+
+def join(rank: int, ranks: int, store: Path, timeout_s: float) -> None:
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timeout)
 
 
 def outcome(act: Callable[[], object]) -> str:
@@ -151,14 +172,89 @@ def parts(rank: int, folder: Path) -> dict[str, str]:
     return happened
 
 
+def background(rank: int, folder: Path) -> dict[str, str]:
+    """Saves that are begun; the last fails on rank 1."""
+    tree = trained(seed=3, ranks=3)
+    expected = whole(tree)
+    params = tree["state"]["model"].values()
+    threads = threading.active_count()
+    own = dist.new_group(backend="gloo", timeout=timedelta(seconds=60))
+    staging = make_staging(tree)
+    for number in range(3):
+        # The first makes a group of its own.
+        begun = begin_save_dcp(tree, folder / f"begun-{number}", staging=staging, group=own if number else None)
+        before = [param.detach().clone() for param in params]
+        with torch.no_grad():
+            for param in params:
+                param.add_(1)
+        dist.barrier()  # The default group is free while it is written.
+        begun()
+        with torch.no_grad():
+            for param, value in zip(params, before, strict=True):
+                param.copy_(value)
+    founds = [whole(dict(load_dcp(trained(seed=4, ranks=3), folder / f"begun-{number}"))) for number in range(3)]
+    same = all(torch.equal(found[name], expected[name]) for found in founds for name in expected)
+    full = begin_save_dcp(tree, folder / "begun-full", group=own, at=Fault("writing", 1, "full"))
+    happened = {"begun": "ok" if same else "wrong values", "begun on a full disk": outcome(full)}
+    happened["threads"] = str(threading.active_count() - threads)
+    dist.destroy_process_group(own)
+    return happened
+
+
+def recovered(folder: Path) -> dict[str, str]:
+    """The newest of three checkpoints is damaged where only rank 2 reads."""
+    root = folder / "damaged"
+    for step in (1, 2, 3):
+        save_dcp(trained(seed=step, ranks=3), step_dir(root, step))
+    victim = step_dir(root, 3) / "__1_0.distcp"
+    if dist.get_rank() == 0:
+        shard = bytearray(victim.read_bytes())
+        shard[len(shard) // 2] ^= 1
+        victim.write_bytes(shard)
+    dist.barrier()
+    refused = outcome(lambda: load_dcp(trained(seed=0, ranks=3), step_dir(root, 3)))
+    choice = newest_whole(root, check_together)
+    set_aside(choice)
+    dist.barrier()
+    assert choice.path is not None
+    return {
+        "damaged": refused,
+        "newest whole": f"{choice.path.name}: {list(choice.damaged.values())}",
+        "set aside": str(sorted(path.name for path in root.iterdir())),
+    }
+
+
+def lost(rank: int, folder: Path) -> dict[str, str]:
+    """Peers that stop, and peers that die, in the midst of a save."""
+    happened = {}
+    tree = {f"own{rank}": torch.full((100_000,), float(rank))}
+    join(rank, 3, folder / "store-stopped", 4)
+    began = time.monotonic()
+    happened["stopped"] = outcome(lambda: save_dcp(tree, folder / "stopped", at=Fault("writing", 1, "stop")))
+    happened["seconds to see it"] = str(time.monotonic() - began < 30)
+    dist.destroy_process_group()
+    join(rank // 2, 2, folder / "store-killed", 60)
+    began = time.monotonic()
+    happened["killed"] = outcome(lambda: save_dcp(tree, folder / "killed", at=Fault("writing", 1, "kill")))
+    happened["seconds to see that"] = str(time.monotonic() - began < 20)
+    happened["nothing published"] = str([(folder / name).exists() for name in ("stopped", "killed")])
+    return happened
+
+
 def pruned(folder: Path) -> dict[str, str]:
     root = folder / "run"
     for step in (1, 2, 3):
         save_dcp({"step": step}, step_dir(root, step))
-    gone = prune(root, 2)
+    dist.barrier()
+    gone = prune(root, 2) if dist.get_rank() == 0 else []
+    dist.barrier()
     left = sorted(path.name for path in root.iterdir())
     dist.barrier()
     return {"pruned": str([path.name for path in gone]), "kept": str(left), "latest": str(latest(root))}
+
+
+def write(rank: int, folder: Path, happened: dict[str, str]) -> None:
+    (folder / f"outcome-{rank}.json").write_text(json.dumps(happened))
 
 
 def main(rank: int, folder: Path) -> None:
@@ -170,7 +266,9 @@ def main(rank: int, folder: Path) -> None:
     with group(rank, RANKS, folder):
         happened["load on three"] = outcome(lambda: load_on_three(folder))
         happened |= failures(rank, folder) | parts(rank, folder) | pruned(folder)
-    (folder / f"outcome-{rank}.json").write_text(json.dumps(happened))
+        happened |= background(rank, folder) | recovered(folder)
+    write(rank, folder, happened)
+    write(rank, folder, happened | lost(rank, folder))
     # A thread of gloo that still holds a tensor would abort the process when Python takes itself apart.
     os._exit(0)
 

@@ -2,16 +2,19 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from sealing import reseal
 
-from omni_ckpt.dcp import load_dcp, prune, save_dcp
-from omni_ckpt.layout import step_dir, writing
+from omni_ckpt.dcp import load_dcp, save_dcp
+from omni_ckpt.faults import Point
+from omni_ckpt.layout import writing
 from omni_ckpt.stored import read_plain
 
 HERE = Path(__file__).parent
@@ -184,16 +187,6 @@ def test_stale_files_of_a_killed_save_do_not_enter_the_next(tmp_path):
     assert not (path / "__7_0.distcp").exists()
 
 
-def test_prune_keeps_the_newest(tmp_path):
-    for step in (1, 2, 3):
-        save_dcp({"step": step}, step_dir(tmp_path, step))
-    assert prune(tmp_path, 2) == [step_dir(tmp_path, 1)]
-    assert sorted(tmp_path.iterdir()) == [step_dir(tmp_path, 2), step_dir(tmp_path, 3)]
-    assert prune(tmp_path, 2) == []
-    with pytest.raises(ValueError, match="keep=0"):
-        prune(tmp_path, 0)
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
@@ -201,17 +194,20 @@ def killed(tmp_path_factory):
     return json.loads((folder / "killed.json").read_text())
 
 
-@pytest.mark.parametrize("where", ["_write_tensors", "write_json", "publish"])
-def test_a_save_that_is_killed_leaves_the_previous_one_the_latest(where, killed):
-    old, new = "step-00000001", "step-00000002"
-    assert killed[where] == [[old, f"{new}.tmp"], old, 1, [1, 1, 1]]
-    assert killed[f"after {where}"] == [[old, new], new, 2, [2, 2, 2]]
+OLD, NEW, LAST = "step-00000001", "step-00000002", "step-00000003"
 
 
-def test_a_prune_that_is_killed_leaves_no_half_checkpoint_and_the_next_one_cleans_up(killed):
-    new = "step-00000002"
-    assert killed["prune"] == [["step-00000001.gone", new], new, 2, [2, 2, 2]]
-    assert killed["after prune"] == [[new], new, 2, [2, 2, 2]]
+@pytest.mark.parametrize("way", ["save", "begin"])
+@pytest.mark.parametrize("point", get_args(Point))
+def test_killed_at_any_point_the_newest_checkpoint_is_whole_and_the_next_save_cleans_up(point, way, killed):
+    left, found, *values = killed[f"{way} {point}"]
+    if point in ("published", "pruned"):
+        assert (found, values) == (NEW, [2, [2, 2, 2]])
+        assert left == ([OLD, NEW] if point == "published" else [f"{OLD}.gone", NEW])
+    else:
+        assert (found, values) == (OLD, [1, [1, 1, 1]])
+        assert left == ([OLD] if point == "staged" else [OLD, f"{NEW}.tmp"])
+    assert killed[f"after {way} {point}"] == [[NEW, LAST], LAST, 3, [3, 3, 3]]
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +216,12 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     started = [subprocess.Popen([sys.executable, HERE / "ranks_main.py", str(r), str(folder)]) for r in range(3)]
     try:
-        assert [process.wait(timeout=300) for process in started] == [0, 0, 0]
+        assert [started[rank].wait(timeout=300) for rank in (0, 2)] == [0, -signal.SIGKILL]
+        assert started[1].poll() is None
     finally:
         for process in started:
             process.kill()
+            process.wait()
     outcomes = [json.loads((folder / f"outcome-{r}.json").read_text()) for r in range(3)]
     return {case: [outcome.get(case) for outcome in outcomes] for case in outcomes[0]}, folder
 
@@ -261,6 +259,11 @@ def test_a_checkpoint_of_several_ranks_loads_on_one(saved_on, ranks):
         ("full disk at the end", r"OSError: \[Errno 27\] cannot save .*: rank 0: File too large"),
         ("other path", "ValueError: cannot save .*: ranks 0 and 1 disagree on the path"),
         ("other names", "ValueError: cannot save .*: ranks 0 and 1 disagree on the names of the plain values"),
+        (
+            "begun on a full disk",
+            r"OSError: \[Errno 28\] cannot save .*: rank 1: No space left on device: .*begun-full.tmp",
+        ),
+        ("damaged", r"ValueError: .*step-00000003 is damaged: 1 files. .*__1_0.distcp holds other bytes"),
         ("part of nobody", r"ValueError: cannot load (.|\n)*unexpected in it \(1\): own0"),
         ("one bent", r"ValueError: cannot load .*: rank 2: (.|\n)*shape \(1\): all \(1,\) is \(2,\) here"),
         ("elsewhere", "ValueError: cannot load .*: ranks 0 and 1 disagree on the path"),
@@ -281,6 +284,27 @@ def test_ranks_may_hold_different_parts_of_a_tree(ranks):
     assert ranks[0]["parts"] == ["ok"] * 3
 
 
-def test_ranks_prune_together(ranks):
-    assert ranks[0]["pruned"] == [str(["step-00000001"])] * 3
+def test_one_rank_prunes_for_all(ranks):
+    assert ranks[0]["pruned"] == [str(["step-00000001"]), "[]", "[]"]
     assert ranks[0]["kept"] == [str(["step-00000002", "step-00000003"])] * 3
+
+
+def test_a_save_in_the_background_stores_what_was_and_leaves_the_default_group_free(ranks):
+    assert ranks[0]["begun"] == ["ok"] * 3
+    assert ranks[0]["threads"] == ["0"] * 3
+
+
+def test_ranks_choose_the_newest_whole_checkpoint_together_and_set_the_damaged_aside(ranks):
+    (told,) = set(ranks[0]["newest whole"])
+    assert re.fullmatch(
+        r"step-00000002: \[\['.*step-00000003/__1_0.distcp holds other bytes than were written'\]\]", told
+    )
+    names = ["step-00000001", "step-00000002", "step-00000003.damaged"]
+    assert ranks[0]["set aside"] == [str(names)] * 3
+
+
+def test_a_peer_that_stops_or_dies_in_a_save_is_seen_and_nothing_is_published(ranks):
+    assert "RuntimeError: " in ranks[0]["stopped"][0]
+    assert "RuntimeError: " in ranks[0]["killed"][0]
+    assert (ranks[0]["seconds to see it"][0], ranks[0]["seconds to see that"][0]) == ("True", "True")
+    assert ranks[0]["nothing published"][0] == str([False, False])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_ckpt.layout import deleting, latest, leftovers, step_dir, step_of, steps, to_prune, writing
+from omni_ckpt.layout import damaged, deleting, latest, leftovers, step_dir, step_of, steps, writing
 
 
 def make(root: Path, *numbers: int) -> list[Path]:
@@ -55,29 +55,6 @@ def test_nothing_is_the_latest_of_nothing(tmp_path):
     assert steps(tmp_path / "absent") == ()
 
 
-def test_the_newest_are_kept(tmp_path):
-    one, two, three = make(tmp_path, 1, 2, 3)
-    assert to_prune(tmp_path, 1) == [one, two]
-    assert to_prune(tmp_path, 2) == [one]
-    assert to_prune(tmp_path, 3) == to_prune(tmp_path, 9) == []
-    assert three == latest(tmp_path)
-
-
-def test_incomplete_ones_are_not_counted_as_kept(tmp_path):
-    one, two = make(tmp_path, 1, 2)
-    for step in (3, 4, 5):
-        writing(step_dir(tmp_path, step)).mkdir()
-    assert to_prune(tmp_path, 2) == []
-    assert to_prune(tmp_path, 1) == [one]
-    assert two.exists()
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_keeping_none_is_refused(keep, tmp_path):
-    with pytest.raises(ValueError, match=f"keep={keep}"):
-        to_prune(tmp_path, keep)
-
-
 def test_only_what_cannot_be_in_progress_is_left_over(tmp_path):
     make(tmp_path, 2)
     dead, same, live = (writing(step_dir(tmp_path, step)) for step in (1, 2, 3))
@@ -85,3 +62,12 @@ def test_only_what_cannot_be_in_progress_is_left_over(tmp_path):
     for path in (dead, same, live, doomed, tmp_path / "notes.tmp"):
         path.mkdir()
     assert leftovers(tmp_path) == [dead, same, doomed]
+
+
+def test_what_is_damaged_is_no_step_and_takes_a_free_name(tmp_path):
+    (one,) = make(tmp_path, 1)
+    for suffix in (".damaged", ".damaged1"):
+        aside = damaged(one)
+        assert aside.name == one.name + suffix
+        aside.mkdir()
+    assert steps(tmp_path) == (one,)

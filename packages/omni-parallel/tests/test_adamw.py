@@ -66,6 +66,8 @@ def test_on_a_gpu_it_is_that_of_torch(grads: torch.dtype, scale: float | None) -
 def by_formula(case: dict[str, Any]) -> list[Tensor]:
     """The same in fp64, and the squares of gradient and parameter."""
     p, g, m, v, _ = (tensor.double() for tensor in case["held"])
+    if case["scale"] is not None and case["scale"].isnan():
+        return [p, m, v, g.square().sum() + p.square().sum()]
     s, step = case["settings"], case["step"]
     g = g if case["scale"] is None else g * case["scale"].double()
     m, v = s["beta1"] * m + (1 - s["beta1"]) * g, s["beta2"] * v + (1 - s["beta2"]) * g * g
@@ -92,6 +94,7 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
         draw(torch.float32, None, 0.9, 0.95, 1.0),
         draw(torch.bfloat16, 0.3, 0.9, 0.999, 2.0),
         draw(torch.float32, 0.3, 0.0, 0.9999, 1.0),
+        draw(torch.bfloat16, float("nan"), 0.9, 0.95, 1.0),
     ]
     torch.save(cases, tmp_path / "given")
     main = Path(__file__).parent / "adamw_main.py"
@@ -104,6 +107,26 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
     for case, found in zip(cases, torch.load(tmp_path / "found"), strict=True):
         for mine, exact in zip(found, by_formula(case), strict=True):
             assert torch.allclose(mine.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_scale_that_is_not_a_number_changes_nothing(device: str, steps_before: int) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    params = [nn.Parameter(torch.randn(size, device=device)) for size in SIZES]
+    optimizer = AdamW(params, **SETTINGS)
+    for scale in [1.0] * steps_before + [float("nan")]:
+        for param in params:
+            param.grad_dtype = None
+            param.grad = torch.full_like(param, torch.nan if scale != scale else 1.0, dtype=torch.bfloat16)  # noqa: PLR0124
+        held = [*params, *(value for param in params for value in optimizer.state[param].values())]
+        before = [tensor.detach().clone() for tensor in held]  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step(scale=torch.tensor(scale, device=device), keep_casts=True)
+    assert all(torch.equal(tensor, was) for tensor, was in zip(held, before, strict=True))  # pyright: ignore[reportArgumentType, reportPossiblyUnboundVariable]
+    for param in params:
+        cast = kept_cast(param)
+        assert cast is not None and torch.equal(cast, param.bfloat16())
 
 
 @pytest.mark.gpu

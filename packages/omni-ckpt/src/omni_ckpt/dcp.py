@@ -5,42 +5,48 @@ written, and one rename by the first rank commits. Killed before it, there is no
 whole. A failure of any rank is raised by every rank. The same calls work in one process without a process group.
 """
 
+import copy
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
-from omni_ckpt.disk import clear, discard, publish, sync, write_json
-from omni_ckpt.layout import leftovers, to_prune, writing
-from omni_ckpt.manifest import Sealed, SealingFiles, damages, read_manifest, refuse_damages, seal, write_manifest
-from omni_ckpt.ranks import agree, alone, gather, my_rank, on_first, together
+from omni_ckpt.disk import clear, publish, sync, write_json
+from omni_ckpt.faults import At, nothing
+from omni_ckpt.layout import writing
+from omni_ckpt.manifest import Sealed, refuse_damages, seal, write_manifest
+from omni_ckpt.ranks import Group, agree, gather, make_group, my_rank, on_first, together
+from omni_ckpt.recover import check_together
+from omni_ckpt.saving import Saving
+from omni_ckpt.staging import Staging, fill_staging_, local_shard, make_staging
 from omni_ckpt.stored import (
     INDEX_FILE,
     PLAIN_FILE,
     VERSION,
     check_coverage,
     check_files,
-    one_process_is_meant,
     read_index,
     read_into,
     read_plain,
     specs_in,
 )
 from omni_ckpt.tree import Plain, TensorSpec, different_names, flatten, mismatches, named, with_plain, without_tensors
+from omni_ckpt.write import write_tensors
 
 T = TypeVar("T")
 
 
-def save_dcp(tree: Mapping[str, Any], path: Path) -> Path:
+def save_dcp(
+    tree: Mapping[str, Any],
+    path: Path,
+    *,
+    group: Group = None,
+    then: Callable[[Path], None] | None = None,
+    at: At = nothing,
+) -> Path:
     """Write `tree` to the new directory `path`, and return it once every rank is done and it is on the device.
 
     Effect: collective; writes, and first deletes what a killed save left in `path.tmp`.
@@ -50,28 +56,67 @@ def save_dcp(tree: Mapping[str, Any], path: Path) -> Path:
             is whole on several ranks must be equal on them: one copy is written, and it may be of any. Plain values
             have the same names on every rank, and those of rank 0 are written.
         path: on a disk that all ranks share.
+        group: of all ranks, for what they tell each other; None is the default group.
+        then: called by the first rank with `path`, after the commit: to prune, for example.
+        at: called at each point of the way: see `faults.py`.
 
     Raises:
         ValueError: if `path` exists, ranks disagree on `path` or on the plain names, or `tree` has leaves or keys that
             cannot be stored, each by name.
         OSError: if a rank cannot write. Nothing is published then.
     """
-    path = Path(path).absolute()
-    temporary = writing(path)
-    task = f"save {path}"
-    tensors, plain = together(task, lambda: _storable(tree, path))
-    agree(task, {"the path": str(path), "the names of the plain values": sorted(plain)})
-    on_first(task, lambda: _start(temporary))
+    return _save(lambda: _live(tree), Path(path).absolute(), group, then, at)
+
+
+def begin_save_dcp(
+    tree: Mapping[str, Any],
+    path: Path,
+    *,
+    staging: Staging | None = None,
+    group: Group = None,
+    then: Callable[[Path], None] | None = None,
+    at: At = nothing,
+) -> Saving:
+    """Begin to write `tree` as `save_dcp` does, and return once its values are in host memory: it may change then.
+
+    Effect: collective; starts a thread, which does the rest. What it is told to every rank by the result: call it to
+    wait, and look at `done` at every step, so that a failure does not stay unseen.
+
+    Args:
+        tree: as of `save_dcp`.
+        path: as of `save_dcp`.
+        staging: room for its values, from `make_staging`. None makes it, which on a GPU takes longer than to fill it.
+        group: of all ranks, from `make_group`, and for nothing else while the save is under way. None makes one for
+            this save.
+        then: as of `save_dcp`; called in the same thread.
+        at: as of `save_dcp`.
+    """
+    own = make_group() if group is None else None
+    taken: list[_Content] = []
+    failures: list[Exception] = []
+    room = staging
     try:
-        together(task, lambda: _check_shared(temporary))
-        sealed = gather(together(task, lambda: _write_tensors(tensors, temporary)))
-        on_first(task, lambda: _commit(tree, temporary, path, sealed))
-    except (ValueError, OSError, RuntimeError):
-        if my_rank() == 0:
-            # Best effort: on a full disk this is the space that the next save needs. The error is the one above.
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return path
+        live = _live(tree)
+        room = room or make_staging(tree)
+        fill_staging_(room, live.shards)
+        taken.append(replace(live, shards=room.shards, plain=copy.deepcopy(live.plain)))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # Told to every rank by the thread: the others have begun already.
+        failures.append(error)
+
+    def take() -> _Content:
+        if failures:
+            raise failures[0]
+        return taken[0]
+
+    def work() -> Path:
+        try:
+            return _save(take, Path(path).absolute(), group or own, then, at)
+        finally:
+            if taken and room is not None:
+                room.busy.release()
+
+    return Saving(work, own)
 
 
 def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check: bool = True) -> Mapping[str, Any]:
@@ -99,7 +144,7 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check:
     saved_plain = together(task, lambda: flatten(read_plain(path))[1])
     on_first(task, lambda: check_files(path, index))
     if check:
-        together(task, lambda: _check_share(path))
+        refuse_damages(path, check_together(path))
     saved = specs_in(index)
     if strict:
         # What another rank has is not unexpected: the ranks of a pipeline hold different parts of a model.
@@ -112,28 +157,51 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check:
     return with_plain(tree, _only(saved_plain, plain.keys()))
 
 
-def prune(root: Path, keep: int) -> list[Path]:
-    """Delete the complete checkpoints under `root` beyond the newest `keep`, and return where they were.
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is to be written."""
 
-    Effect: collective; the first rank deletes, and each checkpoint loses its name before its first file goes. What
-    killed saves and prunes left is deleted, too.
-
-    Raises:
-        ValueError: if `keep` is less than 1.
-        OSError: if the first rank cannot delete.
-    """
-    task = f"prune {root}"
-    root = Path(root).absolute()
-    # The first rank alone looks: others might look when it has begun.
-    victims = gather(together(task, lambda: to_prune(root, keep) if my_rank() == 0 else []))[0]
-    on_first(task, lambda: _delete(victims, leftovers(root)))
-    return victims
+    tensors: Mapping[str, Tensor]
+    """As they are laid out over ranks; only that is read."""
+    shards: Mapping[str, Tensor]
+    """The values of this rank."""
+    plain: Mapping[str, Any]
+    """The tree less its tensors."""
 
 
-def _storable(tree: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Plain]]:
+def _live(tree: Mapping[str, Any]) -> _Content:
+    tensors = _in_memory(tree)[0]
+    return _Content(tensors, {name: local_shard(tensor) for name, tensor in tensors.items()}, without_tensors(tree))
+
+
+def _save(take: Callable[[], _Content], path: Path, group: Group, then: Callable[[Path], None] | None, at: At) -> Path:
+    """The whole way of a save, with the content that `take()` gives."""
+    temporary = writing(path)
+    task = f"save {path}"
+    content = together(task, lambda: _storable(take, path, at), group)
+    names = sorted(flatten(content.plain)[1])
+    agree(task, {"the path": str(path), "the names of the plain values": names}, group)
+    on_first(task, lambda: _start(temporary), group)
+    try:
+        together(task, lambda: _check_shared(temporary, at), group)
+        sealed = gather(together(task, lambda: _write_shards(content, temporary, group, at), group), group)
+        on_first(task, lambda: _commit(content.plain, temporary, path, sealed, at), group)
+    except (ValueError, OSError, RuntimeError):
+        if my_rank() == 0:
+            # Best effort: on a full disk this is the space that the next save needs. The error is the one above.
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if then is not None:
+        on_first(f"clear up after {path}", lambda: then(path), group)
+    return path
+
+
+def _storable(take: Callable[[], _Content], path: Path, at: At) -> _Content:
+    content = take()
+    at("staged", path)
     if path.exists():
         raise ValueError("it exists, and a checkpoint is never overwritten. Delete it or choose another path.")
-    return _in_memory(tree)
+    return content
 
 
 def _in_memory(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Plain]]:
@@ -148,59 +216,31 @@ def _start(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _check_shared(temporary: Path) -> None:
+def _check_shared(temporary: Path, at: At) -> None:
     if not temporary.is_dir():
         raise OSError(f"{temporary}, made by rank 0, is not seen here: all ranks must share the disk.")
+    at("begun", temporary)
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], temporary: Path) -> dict[str, Sealed]:
-    """What this rank wrote, by name of the file."""
-    # One thread: with several, torch loses the error of a write and publishes an index with entries missing.
-    writer = _Writer(temporary, thread_count=1, sync_files=False, overwrite=False)
-    flat = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with one_process_is_meant():
-        save(dict(tensors), storage_writer=writer, planner=flat, no_dist=alone())
-    # Ours, since torch 2.11 syncs a file before the last of it is flushed.
-    pieces = {name: sealed for name, sealed in writer.fs.sealed.items() if name.startswith(f"__{my_rank()}_")}
-    for name in pieces:
-        sync(temporary / name)
-    return pieces
+def _write_shards(content: _Content, temporary: Path, group: Group, at: At) -> dict[str, Sealed]:
+    sealed = write_tensors(
+        content.tensors, content.shards, temporary, group=group, before_piece=lambda: at("writing", temporary)
+    )
+    at("written", temporary)
+    return sealed
 
 
-class _Writer(FileSystemWriter):
-    """torch's writer, which seals what it writes, with errors that say what the system said."""
-
-    fs: SealingFiles
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fs = SealingFiles()
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            # torch closes its archive over a failed write, fails again, and raises that.
-            if isinstance(error.__context__, OSError):
-                raise OSError(error.__context__.errno, error.__context__.strerror, str(self.path)) from error
-            raise
-
-
-def _commit(tree: Mapping[str, Any], temporary: Path, path: Path, sealed: list[dict[str, Sealed]]) -> None:
-    write_json({"version": VERSION, "plain": without_tensors(tree)}, temporary / PLAIN_FILE)
+def _commit(plain: Mapping[str, Any], temporary: Path, path: Path, sealed: list[dict[str, Sealed]], at: At) -> None:
+    write_json({"version": VERSION, "plain": plain}, temporary / PLAIN_FILE)
     sync(temporary / INDEX_FILE)
     pieces = {name: seal for each in sealed for name, seal in each.items()}
     check_coverage(read_index(temporary), {name: piece.size for name, piece in pieces.items()})
+    at("indexed", temporary)
     small = {name: seal(temporary / name) for name in (PLAIN_FILE, INDEX_FILE)}
     write_manifest(temporary, pieces | small)
+    at("sealed", temporary)
     publish(temporary, path)
-
-
-def _check_share(path: Path) -> None:
-    """Compare this rank's share of the files with what was written."""
-    files = sorted(read_manifest(path).items())
-    share = files if alone() else files[my_rank() :: dist.get_world_size()]
-    refuse_damages(path, damages(path, dict(share)))
+    at("published", path)
 
 
 def _check_fit(
@@ -216,10 +256,3 @@ def _check_fit(
 
 def _only(entries: Mapping[str, T], names: Set[str]) -> dict[str, T]:
     return {name: entry for name, entry in entries.items() if name in names}
-
-
-def _delete(victims: list[Path], remains: list[Path]) -> None:
-    for victim in victims:
-        discard(victim)
-    for remain in remains:
-        clear(remain)

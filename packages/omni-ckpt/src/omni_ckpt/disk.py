@@ -64,9 +64,9 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def discard(path: Path) -> None:
-    """Delete the complete directory `path`: it loses its name before the first file goes."""
+def unname(path: Path) -> Path:
+    """Take its name from the directory `path`, so that nobody takes it for complete, and return where it is now."""
     doomed = deleting(path)
     clear(doomed)
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    return doomed

@@ -1,18 +1,21 @@
 """Where checkpoints live: one directory per step under a root. Paths and directory listings only.
 
-    root/step-00000010        complete: the name is given by one rename, after everything in it is on disk
-    root/step-00000020.tmp    being written, or left behind by a save that was killed
-    root/step-00000000.gone   being deleted, or left behind by a prune that was killed
+    root/step-00000010           complete: the name is given by one rename, after everything in it is on disk
+    root/step-00000020.tmp       being written, or left behind by a save that was killed
+    root/step-00000000.gone      being deleted, or left behind by a prune that was killed
+    root/step-00000030.damaged   found damaged by a run that went on from an older one; for a person to look at
 
 So a complete checkpoint is known by its name alone, and nothing here opens one.
 """
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 _PREFIX = "step-"
 _WRITING = ".tmp"
 _DELETING = ".gone"
+_DAMAGED = ".damaged"
 
 
 def step_dir(root: Path, step: int) -> Path:
@@ -49,17 +52,6 @@ def latest(root: Path) -> Path | None:
     return next(reversed(steps(root)), None)
 
 
-def to_prune(root: Path, keep: int) -> list[Path]:
-    """The complete checkpoints under `root` beyond the newest `keep`, oldest first.
-
-    Raises:
-        ValueError: if `keep` is less than 1, which would delete the checkpoint to resume from.
-    """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least the newest checkpoint is kept.")
-    return list(steps(root)[:-keep])
-
-
 def leftovers(root: Path) -> list[Path]:
     """What killed saves and prunes left under `root`, in order of name.
 
@@ -84,6 +76,12 @@ def writing(path: Path) -> Path:
 def deleting(path: Path) -> Path:
     """What `path` is called from the moment its deletion begins."""
     return path.with_name(path.name + _DELETING)
+
+
+def damaged(path: Path) -> Path:
+    """What `path` is called once it was found damaged: the first such name that is free."""
+    names = (f"{path.name}{_DAMAGED}{n or ''}" for n in count())
+    return next(other for name in names if not (other := path.with_name(name)).exists())
 
 
 def _entries(root: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ change the manifest too.
 
 import io
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from omni_ckpt.disk import is_inside, read_json, write_json
 
 MANIFEST_FILE = "MANIFEST.json"
+PIN_FILE = "PINNED"
+"""Whoever puts a file of this name into a checkpoint keeps it from being pruned."""
 VERSION = 1
 DIGEST = "xxh3_128"
 
@@ -82,8 +84,11 @@ def seal(file: Path) -> Sealed:
     return Sealed(size, hasher.hexdigest())
 
 
-def damages(path: Path, files: Mapping[str, Sealed]) -> list[str]:
-    """Which of `files` in the directory `path` are not what they were, and how. Reads those whose size is right."""
+def damages(path: Path, files: Mapping[str, Sealed], *, deep: bool = True) -> list[str]:
+    """Which of `files` in the directory `path` are not what they were, and how.
+
+    Those whose size is right are read, if `deep`.
+    """
     problems = []
     for name, sealed in files.items():
         file = path / name
@@ -91,9 +96,18 @@ def damages(path: Path, files: Mapping[str, Sealed]) -> list[str]:
             problems.append(f"{file} is missing")
         elif (size := file.stat().st_size) != sealed.size:
             problems.append(f"{file} has {size} of {sealed.size} bytes")
-        elif seal(file) != sealed:
+        elif deep and seal(file) != sealed:
             problems.append(f"{file} holds other bytes than were written")
     return problems
+
+
+def glance(path: Path) -> list[str]:
+    """What is wrong with checkpoint `path` at first sight: a manifest that cannot be read, files that are not there or
+    have other sizes. No file but the manifest is read; `verify` reads all."""
+    try:
+        return damages(path, read_manifest(path), deep=False)
+    except ValueError as problem:
+        return [str(problem)]
 
 
 def verify(path: Path) -> Report:
@@ -105,7 +119,7 @@ def verify(path: Path) -> Report:
     """
     path = Path(path).absolute()
     files = read_manifest(path)
-    strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE})
+    strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE, PIN_FILE})
     problems = (*damages(path, files), *(f"{path / name} is in no manifest" for name in strange))
     return Report(path, len(files), sum(sealed.size for sealed in files.values()), problems)
 
@@ -119,8 +133,9 @@ def refuse_damages(path: Path, problems: Iterable[str]) -> None:
 class SealingFiles(FileSystem):
     """torch's files, of which each is sealed while it is written, into `sealed` by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_piece: Callable[[], None]) -> None:
         self.sealed: dict[str, Sealed] = {}
+        self.before_piece = before_piece
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
@@ -128,7 +143,7 @@ class SealingFiles(FileSystem):
             if "w" not in mode:
                 yield stream
                 return
-            writer = _Sealing(stream)
+            writer = _Sealing(stream, self.before_piece)
             yield writer  # pyright: ignore[reportReturnType] It has what torch asks of one.
             self.sealed[Path(path).name] = Sealed(writer.size, writer.hasher.hexdigest())
 
@@ -136,10 +151,12 @@ class SealingFiles(FileSystem):
 class _Sealing:
     """A stream that is only ever added to, and what was added."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, before_piece: Callable[[], None]) -> None:
         self.stream, self.hasher, self.size = stream, xxhash.xxh3_128(), 0
+        self.before_piece = before_piece
 
     def write(self, data: Any) -> int:
+        self.before_piece()
         view = memoryview(data).cast("B")
         self.hasher.update(view)
         self.size += view.nbytes

@@ -1,17 +1,20 @@
 """All ranks or none: a failure of one rank is a failure of every rank, with the same message.
 
-Without a process group there is one rank, and nothing is communicated.
+Without a process group there is one rank, and nothing is communicated. `group` is what is communicated through, of all
+ranks; None is the default one.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 T = TypeVar("T")
+Group: TypeAlias = dist.ProcessGroup | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +37,37 @@ def my_rank() -> int:
     return 0 if alone() else dist.get_rank()
 
 
-def gather(value: T) -> list[T]:
+def make_group(timeout_s: float = 1800.0) -> Group:
+    """A group of all ranks for what they tell each other of a save, apart from training's. None in a process alone.
+
+    Effect: collective; every rank connects to every other.
+
+    Args:
+        timeout_s: seconds that a rank waits for the others before it fails.
+    """
+    if alone():
+        return None
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)  # Every rank is a member.
+    return group
+
+
+def gather(value: T, group: Group = None) -> list[T]:
     """`value` of each rank, by rank. Effect: collective."""
     if alone():
         return [value]
     values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
-def together(task: str, act: Callable[[], T]) -> T:
+def together(task: str, act: Callable[[], T], group: Group = None) -> T:
     """What `act()` returns on this rank, once every rank is done with its own. Effect: collective.
 
     Args:
         task: what is being done, for the message: "save run/step-00000010".
+        act: what this rank does of it.
+        group: of all ranks.
 
     Raises:
         ValueError, OSError, RuntimeError: on every rank if `act` raised on any; the kind is that of the lowest rank
@@ -59,18 +79,18 @@ def together(task: str, act: Callable[[], T]) -> T:
         results.append(act())
     except (Exception, CheckpointException) as error:  # noqa: BLE001  It is told to every rank, and raised below.
         failures, cause = _failures(error), error
-    everyone = {failure for each in gather(failures) for failure in each}
+    everyone = {failure for each in gather(failures, group) for failure in each}
     if everyone:
         raise _error(task, sorted(everyone, key=lambda failure: failure.rank)) from cause
     return results[0]
 
 
-def on_first(task: str, act: Callable[[], None]) -> None:
+def on_first(task: str, act: Callable[[], None], group: Group = None) -> None:
     """Run `act()` on rank 0 and wait for it. Effect: collective; raises like `together`."""
-    together(task, act if my_rank() == 0 else lambda: None)
+    together(task, act if my_rank() == 0 else lambda: None, group)
 
 
-def agree(task: str, facts: Mapping[str, object]) -> None:
+def agree(task: str, facts: Mapping[str, object], group: Group = None) -> None:
     """Check that `facts` are the same on every rank. Effect: collective.
 
     Raises:
@@ -78,7 +98,7 @@ def agree(task: str, facts: Mapping[str, object]) -> None:
     """
     for fact, value in facts.items():
         # A digest, since thousands of ranks send it: the value itself may be a long list of names.
-        digests = gather(sha256(repr(value).encode()).hexdigest())
+        digests = gather(sha256(repr(value).encode()).hexdigest(), group)
         other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
         if other is not None:
             raise ValueError(f"cannot {task}: ranks 0 and {other} disagree on {fact}; here: {repr(value)[:200]}.")

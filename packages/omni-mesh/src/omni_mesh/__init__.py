@@ -2,6 +2,7 @@
 
 from omni_mesh.launch import launch, planned_ranks
 from omni_mesh.mesh import Mesh, make_mesh
+from omni_mesh.signals import Requests, heed_signals
 from omni_mesh.spec import MeshConfig, MeshSpec, coords, peers, ranks_asked, resolve_mesh
 from omni_mesh.world import World, join_world, world_size
 
@@ -9,8 +10,10 @@ __all__ = [
     "Mesh",
     "MeshConfig",
     "MeshSpec",
+    "Requests",
     "World",
     "coords",
+    "heed_signals",
     "join_world",
     "launch",
     "make_mesh",

@@ -137,7 +137,7 @@ def balance_loss(
     return num_experts * (load_E / tokens * (probs_E / tokens)).sum()
 
 
-def next_biases(biases: Biases, loads: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
+def next_biases(biases: Biases, loads: Mapping[str, Tensor], rate: float | Tensor) -> dict[str, Tensor]:
     """The biases a step on: `rate` more for each expert below the mean load of its layer, `rate` less above. Pure.
 
     >>> next_biases({"experts": torch.zeros(3)}, {"experts": torch.tensor([1, 2, 6])}, 0.5)

@@ -47,7 +47,8 @@ class AdamW(torch.optim.AdamW):
 
         Args:
             closure: as of torch's optimizers.
-            scale: what gradients are multiplied by first (fp32 scalar, on the device); None for one.
+            scale: what gradients are multiplied by first (fp32 scalar, on the device); None for one. If it is nan,
+                nothing is changed, without anybody waiting to know.
             keep_casts: see `omni_parallel.update`.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
@@ -77,8 +78,11 @@ def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Ten
         return
     from omni_parallel import triton_adamw
 
-    torch._foreach_add_([each.steps for each in held], 1)  # pyright: ignore[reportPrivateImportUsage]
-    corrections = correct([own.steps for own in held], *group["betas"])
+    steps = [own.steps for own in held]
+    # In a step that is skipped none is counted.
+    counted = torch.ones_like(steps[0]) if scale is None else 1 - scale.isnan().to(steps[0].dtype)
+    torch._foreach_add_(steps, counted)  # pyright: ignore[reportPrivateImportUsage]
+    corrections = correct(steps, *group["betas"])
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
     for own, correction in zip(held, corrections, strict=True):
         triton_adamw.update_(own.param, own.grad, own.first, own.second, correction, own.cast, scale, *settings)
@@ -109,6 +113,8 @@ def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tens
         [],
         [own.steps for own in held],
         fused=True,
+        # What torch calls the sign that a scaled loss has overflown: 1 to change nothing.
+        found_inf=None if scale is None else scale.isnan().float(),
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],

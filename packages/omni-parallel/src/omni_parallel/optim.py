@@ -94,7 +94,8 @@ def update(
     Args:
         state: with the gradients of a step.
         schedule: from steps done to the learning rate.
-        scale: what gradients are multiplied by, while they are read: `clip_scale` for example. None for one.
+        scale: what gradients are multiplied by, while they are read: `clip_scale` for example. None for one. With nan
+            the step is skipped: it counts, and its gradients are cleared, but parameters and moments are as they were.
         keep_casts: promises that nothing but this function, `state_tree` and `restore_state` touches parameters from
             now on until the next update. Those whose gradient is narrower than they are, experts that are whole on one
             rank, are then cast for the passes to come in the same go (2 bytes a parameter, kept).

@@ -34,7 +34,7 @@ def update_(
         second: the mean of their squares.
         correction: what the two are divided by, of the second the root: (2,) fp32, see `adamw.correct`.
         cast: contiguous, of the same shape and any float dtype: becomes what `param` does; None for none.
-        scale: fp32 scalar on the device; None for one.
+        scale: fp32 scalar on the device; None for one. If it is nan, nothing but `cast` is written.
         lr: learning rate.
         beta1: decay of the first mean.
         beta2: decay of the second.
@@ -54,16 +54,20 @@ def _adamw(param, grad, first, second, correction, cast, scale, N, lr, keep, new
     correct1 = tl.load(correction)
     correct2 = tl.load(correction + 1)
     g = tl.load(grad + places, mask=inside, other=0).to(tl.float32)
+    changes = inside
     if scale is not None:
-        g *= tl.load(scale)
+        factors = tl.zeros([BLOCK], tl.float32) + tl.load(scale)
+        g *= factors
+        changes = inside & (factors == factors)  # noqa: PLR0124  Which nan is not.
     m = tl.load(first + places, mask=inside, other=0)
     v = tl.load(second + places, mask=inside, other=0)
-    p = tl.load(param + places, mask=inside, other=0) * keep
+    old = tl.load(param + places, mask=inside, other=0)
+    p = old * keep
     m += (g - m) * new1
     v += (g * g - v) * new2
     p -= lr / correct1 * (m / (tl.sqrt(v) / correct2 + eps))
-    tl.store(first + places, m, mask=inside)
-    tl.store(second + places, v, mask=inside)
-    tl.store(param + places, p, mask=inside)
+    tl.store(first + places, m, mask=changes)
+    tl.store(second + places, v, mask=changes)
+    tl.store(param + places, p, mask=changes)
     if cast is not None:
-        tl.store(cast + places, p.to(cast.dtype.element_ty), mask=inside)
+        tl.store(cast + places, tl.where(changes, p, old).to(cast.dtype.element_ty), mask=inside)
