@@ -231,6 +231,7 @@ def check_counts(config: Config) -> None:
         "keep_every": 1,
         "keep_best": 0,
         "max_skips": 1,
+        "max_restarts": 0,
     }
     if problems := [
         f"{name}={value} must be at least {bound}."

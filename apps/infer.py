@@ -56,7 +56,10 @@ def main(config: Config) -> None:
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.model, trust_remote_code=False)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(config.model, trust_remote_code=False)
+    except RuntimeError as problem:
+        raise ValueError(f"transformers cannot load {config.model}: {problem}") from problem
     model = model.to(device).eval()
     torch.manual_seed(config.seed)
     draw = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}

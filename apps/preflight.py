@@ -13,10 +13,12 @@ T = TypeVar("T")
 
 
 class HasMesh(Protocol):
-    """A configuration that says on how many ranks it runs."""
+    """A configuration that says on how many ranks it runs, and how often they are started again."""
 
     @property
     def mesh(self) -> MeshConfig: ...
+    @property
+    def max_restarts(self) -> int: ...
 
 
 C = TypeVar("C", bound=HasMesh)
@@ -45,7 +47,7 @@ def start(main: Callable[[C], None], decide: Callable[[C], object], config_type:
     """
     config = tyro.cli(config_type, description=manual)
     _told(decide, config)
-    launch(main, config, ranks=planned_ranks(config.mesh))
+    launch(main, config, ranks=planned_ranks(config.mesh), max_restarts=config.max_restarts)
 
 
 def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:

@@ -46,10 +46,10 @@ if __name__ == "__main__":
 """
 
 
-def start(folder, main):
+def start(folder, main, call=CALL):
     """A script that launches `main` on two ranks, running at the head of its own process group."""
     script = folder / "script.py"
-    script.write_text(PREAMBLE + dedent(main) + CALL)
+    script.write_text(PREAMBLE + dedent(main) + call)
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
     pipe = subprocess.PIPE
     command = [sys.executable, script]
@@ -170,6 +170,64 @@ def test_however_the_launcher_ends_no_rank_is_left(tmp_path, end, by, code, word
     assert process.returncode == code
     assert words is None or err == words
     assert all(gone(pid) for pid in pids)
+
+
+def test_ranks_that_heed_a_signal_save_their_work_and_the_launcher_ends_well(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        from omni_mesh import heed_signals
+
+        def main(config):
+            with heed_signals() as requests:
+                say("pid", os.getpid())
+                for _ in range(6000):
+                    leave, save = requests.take()
+                    if save:
+                        say("saved", os.environ["RANK"])
+                    if leave:
+                        say("left", os.environ["RANK"])
+                        return
+                    time.sleep(0.01)
+        """,
+    )
+    assert process.stdout
+    pids = [process.stdout.readline().split()[1] for _ in range(2)]
+    process.send_signal(signal.SIGUSR1)
+    saved = sorted(process.stdout.readline().split() for _ in range(2))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert saved == [["saved", "0"], ["saved", "1"]]
+    assert lines_of(out, "left") == [["0"], ["1"]]
+    assert (process.returncode, err) == (0, "")
+    assert "parent done" in out
+    assert all(gone(pid) for pid in pids)
+
+
+def test_ranks_are_started_again_as_often_as_asked(tmp_path):
+    process = start(
+        tmp_path,
+        f"""
+        from pathlib import Path
+
+        def main(config):
+            times = Path({str(tmp_path)!r}) / ("times" + os.environ["RANK"])
+            times.write_text(str(int(times.read_text() if times.exists() else 0) + 1))
+            with join_world(device="cpu") as world:
+                if times.read_text() < "3" and world.rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                dist.barrier()
+                say("done", world.rank, times.read_text())
+        """,
+        call=CALL.replace("ranks=2", "ranks=2, max_restarts=2"),
+    )
+    out, err = process.communicate(timeout=120)
+    assert lines_of(out, "done") == [["0", "3"], ["1", "3"]]
+    assert process.returncode == 0
+    killed = "Rank 1 of 2 was killed by SIGKILL, most often because the machine ran out of memory."
+    told = [line for line in err.splitlines() if line.startswith(("All ranks", "Rank 1"))]
+    again = "All ranks are started again, {} of 2 times."
+    assert told == [killed, again.format(1), killed, again.format(2)]
 
 
 def test_a_single_rank_runs_in_this_process(monkeypatch):

@@ -124,6 +124,18 @@ def test_what_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
     assert "1 of another shape: lm_head.weight: stored [79, 32], wanted [80, 32]" in message
 
 
+def test_what_does_not_fit_is_told_by_the_names_of_files(tmp_path: Path) -> None:
+    build_model(make_config("mixtral")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    tensors[gone.replace("experts.1", "experts.77")] = tensors.pop(gone)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as told:
+        fill_weights(build_model(make_config("mixtral"), device="meta"), tmp_path)
+    assert f"1 missing: {gone}" in str(told.value)
+    assert f"1 left over: {gone.replace('experts.1', 'experts.77')}" in str(told.value)
+
+
 @pytest.mark.parametrize("family", ["llama"])
 def test_missing_files_are_refused(family: str, tmp_path: Path) -> None:
     model = build_model(make_config(family), device="meta")

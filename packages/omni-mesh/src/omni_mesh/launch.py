@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Never, TypeVar
 from uuid import uuid4
 
 import torch
@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from omni_mesh.relay import Relay, Stopped, relay_signals
 from omni_mesh.spec import MeshConfig, ranks_asked
 from omni_mesh.world import world_size
 
@@ -67,7 +68,7 @@ def planned_ranks(config: MeshConfig) -> int:
     return world_size() or ranks_asked(config, torch.cuda.device_count())
 
 
-def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None) -> None:
+def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, max_restarts: int = 0) -> None:
     """Run `main(config)` on `ranks` local ranks, by default one per GPU, and return when all are done.
 
     Effect: starts processes, unless this process is a rank already (torchrun, srun, or a rank of `launch`) or `ranks`
@@ -76,9 +77,11 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None) ->
     OMP_NUM_THREADS says otherwise.
 
     The first rank that fails ends the others; its traceback goes to stderr and `SystemExit` is raised, with the code
-    of the rank (128 + the signal, if one killed it). Ctrl-C and SIGTERM end all ranks with SIGTERM, and raise
-    `SystemExit` too; a rank that handles SIGTERM has 30 seconds to save its work. Raises `ValueError` if `ranks` is
-    below 1, or if `main` and `config` cannot be sent to another process.
+    of the rank (128 + the signal, if one killed it). Then all ranks are started again, up to `max_restarts` times, for
+    a `main` that goes on from what it saved. Ctrl-C ends all ranks with SIGTERM, after 30 seconds with SIGKILL, and
+    raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see `heed_signals` for a rank that saves
+    its work; one that does not heed them ends. A second SIGTERM ends all. Raises `ValueError` if `ranks` is below 1,
+    `max_restarts` below 0, or if `main` and `config` cannot be sent to another process.
     """
     if ranks is None:
         ranks = max(1, torch.cuda.device_count())
@@ -87,15 +90,25 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None) ->
     if world_size() is not None:
         main(config)
         return
-    if ranks == 1:
+    if max_restarts < 0:
+        raise ValueError(f"max_restarts={max_restarts}: ranks are started again at least 0 times.")
+    if ranks == 1 and not max_restarts:
         try:
             main(config)
         except KeyboardInterrupt:
             _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
-    with TemporaryDirectory(prefix="omni-launch-") as reports:
-        _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)))
+    for restart in range(max_restarts + 1):
+        with TemporaryDirectory(prefix="omni-launch-") as reports:
+            failed = _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)))
+        if failed is None:
+            return
+        text, code = failed
+        print(text, file=sys.stderr, flush=True)
+        if restart == max_restarts:
+            raise SystemExit(code)
+        print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
 
 
 def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]) -> tuple[str, int]:
@@ -131,8 +144,8 @@ def _check_sendable(main: Callable[[C], None], config: C) -> None:
         raise ValueError("The ranks import `main` from its file, but it was typed in or piped. Put it in a script.")
 
 
-def _start_ranks(job: _Job[C]) -> None:
-    """Run the job on all ranks. Raises `SystemExit` unless every one of them succeeds."""
+def _start_ranks(job: _Job[C]) -> tuple[str, int] | None:
+    """Run the job on all ranks; if one fails, what to say and the code to exit with. Raises `SystemExit` if stopped."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -145,26 +158,34 @@ def _start_ranks(job: _Job[C]) -> None:
         monitor_interval=_MONITOR_INTERVAL_S,
         start_method="spawn",
         # Ctrl-C stays a KeyboardInterrupt here, on which the agent ends the ranks by SIGTERM. See `_shielded`.
-        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+        signals_to_handle="SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
+    relay = Relay()
     try:
-        with _quiet(), _shielded(), _no_child_left():
+        with _quiet(), _shielded(), _no_child_left(), relay_signals() as relay:
             elastic_launch(config, _run_rank)(job)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if relay.told_to_leave and failure.exitcode == -signal.SIGTERM:
+            _leave("Stopped by SIGTERM", signal.SIGTERM)
         if failure.exitcode == -signal.SIGINT:  # Ctrl-C reaches the ranks as well, and one was seen to die of it.
             _leave("Interrupted", signal.SIGINT)
         text, code = tell_failure(rank, failure.exitcode, job.ranks, _read_reports(job.reports))
-        print(text, file=sys.stderr, flush=True)
-        raise SystemExit(code) from None
+        if relay.told_to_leave:  # Whoever wants it to end does not want it to begin again.
+            print(text, file=sys.stderr, flush=True)
+            raise SystemExit(code) from None
+        return text, code
     except KeyboardInterrupt:
         _leave("Interrupted", signal.SIGINT)
+    except Stopped:
+        _leave("Stopped by SIGTERM", signal.SIGTERM)
     except SignalException as error:
         _leave(f"Stopped by {error.sigval.name}", error.sigval)
+    return None
 
 
-def _leave(why: str, by: signal.Signals) -> None:
+def _leave(why: str, by: signal.Signals) -> Never:
     print(f"{why}: every rank has ended.", file=sys.stderr, flush=True)
     raise SystemExit(128 + by) from None
 

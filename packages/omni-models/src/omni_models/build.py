@@ -61,7 +61,10 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"model type {config.model_type} is no causal language model, the only kind built so far.")
     if getattr(config, "quantization_config", None):
-        raise ValueError(f"this {config.model_type} is quantised; training starts from weights that are not.")
+        raise ValueError(
+            f"this {config.model_type} is quantised; training starts from weights that are not: "
+            "choose an unquantised model."
+        )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)

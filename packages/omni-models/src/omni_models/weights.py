@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -85,6 +86,7 @@ def plan_reads(
     *,
     optional: frozenset[str] = frozenset(),
     prefix: str = "",
+    shown: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Which stored tensor fills which wanted one. Pure.
 
@@ -95,17 +97,18 @@ def plan_reads(
         stored: shape by name in the files.
         optional: stored names that may be left over, such as the second name of a tied weight.
         prefix: what the files may omit.
+        shown: what to call a tensor in an error, where that is not its name here.
 
     Raises:
         ValueError: listing what is missing, left over and of another shape.
     """
     bare = prefix and not any(name.startswith(prefix) for name in stored)
     reads = {name: name.removeprefix(prefix) if bare and name not in stored else name for name in wanted}
-    missing = [name for name, key in reads.items() if key not in stored]
+    missing = [shown.get(name, name) for name, key in reads.items() if key not in stored]
     wanted_keys = frozenset(reads.values())
-    extra = [key for key in stored if key not in wanted_keys and key not in optional]
+    extra = [shown.get(key, key) for key in stored if key not in wanted_keys and key not in optional]
     shapes = [
-        f"{name}: stored {list(stored[key])}, wanted {list(wanted[name])}"
+        f"{shown.get(key, key)}: stored {list(stored[key])}, wanted {list(wanted[name])}"
         for name, key in reads.items()
         if key in stored and tuple(stored[key]) != tuple(wanted[name])
     ]
@@ -153,6 +156,9 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
             shapes,
             optional=frozenset(tied) | frozenset(tied.values()),
             prefix=prefix,
+            # A person looks for them by the names of files, as they are or as they would be.
+            shown={name_of(piece.name): piece.name for parts in pieces.values() for piece in parts}
+            | {name: found.key for name, found in stored.items()},
         )
     except ValueError as problem:
         raise ValueError(f"{directory}: {problem}") from None
@@ -168,7 +174,8 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
     ]:
         raise ValueError(
             f"{directory}: {len(quantised)} weights are quantised, and training starts from weights that are not: "
-            f"{', '.join(quantised[:8])}{', ...' if len(quantised) > 8 else ''}."
+            f"{', '.join(quantised[:8])}{', ...' if len(quantised) > 8 else ''}. Choose the model's unquantised "
+            "weights, or dequantise these first."
         )
     return plan
 
