@@ -233,7 +233,7 @@ def _write_shards(content: _Content, temporary: Path, group: Group, at: At) -> d
 def _commit(plain: Mapping[str, Any], temporary: Path, path: Path, sealed: list[dict[str, Sealed]], at: At) -> None:
     write_json({"version": VERSION, "plain": plain}, temporary / PLAIN_FILE)
     sync(temporary / INDEX_FILE)
-    pieces = {name: seal for each in sealed for name, seal in each.items()}
+    pieces = {name: piece for each in sealed for name, piece in each.items()}
     check_coverage(read_index(temporary), {name: piece.size for name, piece in pieces.items()})
     at("indexed", temporary)
     small = {name: seal(temporary / name) for name in (PLAIN_FILE, INDEX_FILE)}
