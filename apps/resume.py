@@ -12,6 +12,7 @@ from request import Config
 from room import free_memory
 
 from omni_ckpt import (
+    At,
     Saving,
     Staging,
     begin_save_dcp,
@@ -21,6 +22,7 @@ from omni_ckpt import (
     make_group,
     make_staging,
     newest_whole,
+    nothing,
     prune,
     read_plain,
     refuse_none_whole,
@@ -73,8 +75,9 @@ class Keeper:
     """Holds the directory of a run, writes its checkpoints and deletes those that are not kept. One is under way at a
     time."""
 
-    def __init__(self, config: Config, order: Order, world: World) -> None:
-        self.config, self.order, self.world = config, order, world
+    def __init__(self, config: Config, order: Order, world: World, *, at: At = nothing) -> None:
+        """`at` is called at each point of a save: see `omni_ckpt.Fault`."""
+        self.config, self.order, self.world, self.at = config, order, world, at
         self.held = ExitStack()
         self.staging: Staging | None = None
         self.saving: Saving | None = None
@@ -128,9 +131,10 @@ class Keeper:
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.out, state.step)
         if self.staging is None:
-            save_dcp(tree, path, group=self.group, then=self._prune)
+            save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
         else:
-            self.saving = begin_save_dcp(tree, path, staging=self.staging, group=self.group, then=self._prune)
+            how = {"group": self.group, "then": self._prune, "at": self.at}
+            self.saving = begin_save_dcp(tree, path, staging=self.staging, **how)
 
     def poll(self) -> None:
         """Raise the error of a save that failed; nothing if none did."""
@@ -144,7 +148,7 @@ class Keeper:
             saving()
 
     def _prune(self, path: Path) -> None:
-        prune(self.config.out, self.config.retention())
+        prune(self.config.out, self.config.retention(), at=self.at)
 
     def _claim(self) -> str:
         try:

@@ -2,7 +2,7 @@
 
 from omni_ckpt.claim import claim
 from omni_ckpt.dcp import begin_save_dcp, load_dcp, save_dcp
-from omni_ckpt.faults import Fault, parse_fault
+from omni_ckpt.faults import At, Fault, Point, nothing, parse_fault
 from omni_ckpt.hf import merge_to_hf, plan_shards
 from omni_ckpt.layout import latest, step_dir, step_of, steps
 from omni_ckpt.manifest import Report, glance, verify
@@ -15,8 +15,10 @@ from omni_ckpt.stored import read_plain, stored
 from omni_ckpt.tree import TensorSpec, flatten, mismatches
 
 __all__ = [
+    "At",
     "Choice",
     "Fault",
+    "Point",
     "Report",
     "Retention",
     "Saving",
@@ -35,6 +37,7 @@ __all__ = [
     "merge_to_hf",
     "mismatches",
     "newest_whole",
+    "nothing",
     "parse_fault",
     "plan_shards",
     "prune",
