@@ -1,6 +1,7 @@
 """Checkpoints: sharded while training, Hugging Face when done."""
 
 from omni_ckpt.claim import claim
+from omni_ckpt.contents import Contents, inspect
 from omni_ckpt.dcp import begin_save_dcp, load_dcp, save_dcp
 from omni_ckpt.faults import At, Fault, Point, nothing, parse_fault
 from omni_ckpt.hf import merge_to_hf, plan_shards
@@ -17,6 +18,7 @@ from omni_ckpt.tree import TensorSpec, flatten, mismatches
 __all__ = [
     "At",
     "Choice",
+    "Contents",
     "Fault",
     "Point",
     "Report",
@@ -29,6 +31,7 @@ __all__ = [
     "check_together",
     "claim",
     "flatten",
+    "inspect",
     "glance",
     "latest",
     "load_dcp",

@@ -79,6 +79,9 @@ class _Writer(FileSystemWriter):
         super().__init__(path, **kwargs)
         self.fs = SealingFiles(before_piece)
 
+    def storage_meta(self) -> None:
+        """Nothing: torch would put the path of the temporary directory into the index, which is of no use later."""
+
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
             return super().write_data(plan, planner)
