@@ -153,7 +153,7 @@ def test_a_damaged_shard_is_named(harm, tmp_path):
         "truncated": lambda: os.truncate(shard, 200),
         "empty": lambda: os.truncate(shard, 0),
     }[harm]()
-    with pytest.raises(ValueError, match=r"is damaged: 1 files\. .*__0_0\.distcp (is missing|has \d+ of \d+ bytes)"):
+    with pytest.raises(ValueError, match=r"is damaged: 1 file\. .*__0_0\.distcp (is missing|has \d+ of \d+ bytes)"):
         load_dcp({"w": torch.zeros(100)}, path)
 
 
@@ -263,7 +263,7 @@ def test_a_checkpoint_of_several_ranks_loads_on_one(saved_on, ranks):
             "begun on a full disk",
             r"OSError: \[Errno 28\] cannot save .*: rank 1: No space left on device: .*begun-full.tmp",
         ),
-        ("damaged", r"ValueError: .*step-00000003 is damaged: 1 files. .*__1_0.distcp holds other bytes"),
+        ("damaged", r"ValueError: .*step-00000003 is damaged: 1 file. .*__1_0.distcp holds other bytes"),
         ("part of nobody", r"ValueError: cannot load (.|\n)*unexpected in it \(1\): own0"),
         ("one bent", r"ValueError: cannot load .*: rank 2: (.|\n)*shape \(1\): all \(1,\) is \(2,\) here"),
         ("elsewhere", "ValueError: cannot load .*: ranks 0 and 1 disagree on the path"),

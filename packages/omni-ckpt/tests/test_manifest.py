@@ -50,7 +50,7 @@ def test_a_flipped_bit_of_a_tensor_is_named_and_never_merged(saved, tmp_path):
     whole = shard.read_bytes()
     at = whole.index(torch.ones(1).numpy().tobytes() * 100)
     shard.write_bytes(whole[: at + 3] + bytes([whole[at + 3] ^ 0x40]) + whole[at + 4 :])
-    with pytest.raises(ValueError, match=r"damaged: 1 files\. .*__0_0\.distcp holds other bytes than were written"):
+    with pytest.raises(ValueError, match=r"damaged: 1 file\. .*__0_0\.distcp holds other bytes than were written"):
         load_dcp(tree(), saved)
     with pytest.raises(ValueError, match="holds other bytes than were written"):
         merge_to_hf(saved, tmp_path / "hf")

@@ -1,5 +1,7 @@
 """Laws of filling: the model's own initialisation, or the files' own numbers, and nothing unset."""
 
+import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from omni_models import build_model, describe, fill_weights
+from omni_models import build_model, describe, fill_weights, plan_weights
 from omni_models.weights import plan_reads
 
 DENSE = sorted(family for family in FAMILIES if "moe" not in family and family not in ("gpt_oss", "deepseek_v3"))
@@ -134,6 +136,29 @@ def test_what_does_not_fit_is_told_by_the_names_of_files(tmp_path: Path) -> None
         fill_weights(build_model(make_config("mixtral"), device="meta"), tmp_path)
     assert f"1 missing: {gone}" in str(told.value)
     assert f"1 left over: {gone.replace('experts.1', 'experts.77')}" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 1 << 60) + b"{}",
+        struct.pack("<Q", 99_000_000) + b"{" * 1000,
+        struct.pack("<Q", 20) + b'{"a":{"dtype":"F32"}}',
+        b"",
+    ],
+    ids=["larger than anything", "larger than the file", "no header", "empty"],
+)
+def test_a_file_that_lies_about_its_header_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: .*header"):
+        plan_weights(build_model(make_config("llama"), device="meta"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 3, None])
+def test_an_index_names_no_file_elsewhere(name: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(ValueError, match=r"index\.json (names files outside of its directory|is damaged)"):
+        plan_weights(build_model(make_config("llama"), device="meta"), tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llama"])

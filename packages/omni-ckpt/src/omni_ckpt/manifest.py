@@ -127,7 +127,7 @@ def verify(path: Path) -> Report:
 def refuse_damages(path: Path, problems: Iterable[str]) -> None:
     """Raises `ValueError` if there are `problems`, with the first of them."""
     if found := list(problems):
-        raise ValueError(f"{path} is damaged: {len(found)} files. {'; '.join(found[:10])}.")
+        raise ValueError(f"{path} is damaged: {len(found)} file{'s' * (len(found) != 1)}. {'; '.join(found[:10])}.")
 
 
 class SealingFiles(FileSystem):

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -184,24 +184,36 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
     """The tensors in the safetensors files of `directory`, by name. Effect: reads headers only.
 
     Raises:
-        ValueError: if there are none, or if the index names a file that is not there.
+        ValueError: if there are none, if one is damaged, or if the index is, or names a file that is not there.
     """
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = sorted(path.name for path in directory.glob("*.safetensors"))
+    names = _indexed(index) if index.is_file() else sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
         raise ValueError(f"{directory} holds no .safetensors file; save the weights as safetensors first.")
     if absent := [name for name in names if not (directory / name).is_file()]:
         raise ValueError(f"{index} names files that are not there: {', '.join(absent)}.")
     stored = {}
     for path in (directory / name for name in names):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                header = file.get_slice(key)
-                stored[key] = Stored(path, key, tuple(header.get_shape()), header.get_dtype())
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    header = file.get_slice(key)
+                    stored[key] = Stored(path, key, tuple(header.get_shape()), header.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
     return stored
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that `index` names; all are in its directory."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or name == ".."]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: {error!r}.") from error
+    if outside:
+        raise ValueError(f"{index} names files outside of its directory: {', '.join(outside[:10])}.")
+    return names
 
 
 def loadable(model: nn.Module) -> dict[str, Tensor]:
