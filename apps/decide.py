@@ -232,6 +232,7 @@ def check_counts(config: Config) -> None:
         "keep_best": 0,
         "max_skips": 1,
         "max_restarts": 0,
+        "timeout_s": 1,
     }
     if problems := [
         f"{name}={value} must be at least {bound}."

@@ -12,10 +12,10 @@ Without weights the model starts at random. A run found in --out is continued.
 
 # Read it top to bottom: that is the order in which things happen.
 
-import time
 from contextlib import closing
 
 from decide import decide
+from patience import MARGIN_S, START_S, expect_steps
 from preflight import start
 from report import Reporter
 from request import Config
@@ -23,17 +23,16 @@ from resume import Keeper, choose_checkpoint, load_run
 from step import (
     accumulate_grads_,
     hear_all,
-    mean_reach,
-    place,
     rare_collections,
     rebalance_,
     scale_or_skip,
     seed_all_,
+    take_rows,
 )
 from watch import forget_after, what_next
 
 from omni_data import Cursor, prefetch, stream_batches
-from omni_mesh import heed_signals, join_world, make_mesh
+from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
 from omni_models import (
     fill_weights,
     map_attention,
@@ -59,9 +58,10 @@ def main(config: Config) -> None:
     # Decide. What will happen is known, and printed, before anything does.
     run = decide(config)
     with (
-        join_world(device=run.device) as world,
+        join_world(device=run.device, timeout_s=START_S + MARGIN_S) as world,
+        watch_stalls(world, START_S) as dog,
         heed_signals() as requests,
-        Keeper(config, run.order, world) as keeper,
+        Keeper(config, run.order, world, dog.allowing) as keeper,
         rare_collections() as collect_at,
     ):
         found = choose_checkpoint(config.out, world)
@@ -105,17 +105,12 @@ def main(config: Config) -> None:
         )
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
+        begin = expect_steps(dog, mesh, config.timeout_s)
         with closing(stream) as batches, Reporter(config, run, world, first=first, best=best) as report:
             while state.step < stop and (due or not report.asked_to_leave):
-                began = time.perf_counter()
+                begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)
-                micro, reach = [], 0.0
-                for _ in range(run.batch // run.spec.dp // run.micro):
-                    batch, cursor = next(batches)
-                    part = mesh.tokens.get_local_rank("sp")
-                    micro.append(place(batch, run.facts.vocab_size, world.device, part=part, parts=run.spec.sp))
-                    reach += mean_reach(batch) * run.micro * run.spec.dp / run.batch
-                waited = time.perf_counter() - began
+                micro, cursor, data = take_rows(batches, run, mesh, world.device)
                 metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
                 metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, world.device)}
                 scale = scale_or_skip(metrics, config.optim.max_norm)
@@ -124,7 +119,7 @@ def main(config: Config) -> None:
                 collect_at(state.step)
 
                 # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
-                report.note(state.step, metrics, loads, cursor=cursor, reach=reach, waited=waited)
+                report.note(state.step, metrics, loads, cursor=cursor, data=data)
                 keeper.poll()
                 due |= state.step % config.save_every == 0 or state.step == stop or report.is_asked()
                 if due and report.is_good():

@@ -13,6 +13,7 @@ import torch
 from about import tell_about, without_secrets
 from decide import Decision
 from request import Config
+from step import DataTold
 from torch import Tensor
 from watch import append_row, check_skips, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
 
@@ -83,8 +84,7 @@ class Reporter:
         loads: Mapping[str, Tensor],
         *,
         cursor: Cursor,
-        reach: float,
-        waited: float,
+        data: DataTold,
     ) -> None:
         """Note a step that was launched. Effect: tells of the one before; on a CPU of this one.
 
@@ -93,16 +93,15 @@ class Reporter:
             metrics: scalars by name, on any device.
             loads: tokens that chose each expert, by layer.
             cursor: of this rank, after it.
-            reach: tokens that a token attends to, at most, on average.
-            waited: seconds until its data was on its way to the device.
+            data: what is told of its data.
         """
         known = {
             "lr": self.run.schedule(step - 1),
             "tokens": self.run.batch * self.config.seq_len,
             "tokens_so_far": cursor.rows * self.config.seq_len,
-            "waited": waited,
+            "waited": data.waited,
             "ranks": self.world.size,
-            "flops": flops_per_token(self.run.facts, reach),
+            "flops": flops_per_token(self.run.facts, data.reach),
         }
         noted = Noted(step, send_home(metrics), send_home(loads), known, cursor, Mark(self.world.device))
         self.tell()

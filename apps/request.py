@@ -74,6 +74,9 @@ class Config:
     this machine take less than half of the memory that is free."""
     max_skips: int = 3
     """A step whose loss or gradient is not finite changes nothing; after so many in a row the run stops."""
+    timeout_s: float = 600.0
+    """Seconds that a step may take, after the first, before all ranks tell where they stand, and which is to blame, and
+    end."""
     max_restarts: int = 0
     """If a rank fails, start all of them again, so often; they go on from the newest checkpoint. Under torchrun, which
     starts them itself, give it to torchrun."""

@@ -2,10 +2,10 @@
 
 import socket
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from about import check_about
 from request import Config
@@ -37,6 +37,9 @@ from omni_parallel import TrainState, gather_objects, restore_state, state_tree
 
 Order = Mapping[str, Any]
 """What fixes the rows of a step, beside the cursor."""
+Patience = Callable[[float], AbstractContextManager[None]]
+SAVE_S: Final = 1800.0
+"""How long a rank waits for the others in a save."""
 
 
 def choose_checkpoint(out: Path, world: World) -> Path | None:
@@ -75,9 +78,9 @@ class Keeper:
     """Holds the directory of a run, writes its checkpoints and deletes those that are not kept. One is under way at a
     time."""
 
-    def __init__(self, config: Config, order: Order, world: World, *, at: At = nothing) -> None:
-        """`at` is called at each point of a save: see `omni_ckpt.Fault`."""
-        self.config, self.order, self.world, self.at = config, order, world, at
+    def __init__(self, config: Config, order: Order, world: World, allowing: Patience, *, at: At = nothing) -> None:
+        """`allowing` is told how long it may take; `at` is called at each point of a save: see `omni_ckpt.Fault`."""
+        self.config, self.order, self.world, self.allowing, self.at = config, order, world, allowing, at
         self.held = ExitStack()
         self.staging: Staging | None = None
         self.saving: Saving | None = None
@@ -88,7 +91,7 @@ class Keeper:
         Raises:
             ValueError: if another run has it.
         """
-        self.group = make_group()
+        self.group = make_group(SAVE_S)
         told = gather_objects(self._claim() if self.world.rank == 0 else "")[0]
         if told:
             raise ValueError(told)
@@ -131,7 +134,8 @@ class Keeper:
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.out, state.step)
         if self.staging is None:
-            save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
+            with self.allowing(SAVE_S):
+                save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
         else:
             how = {"group": self.group, "then": self._prune, "at": self.at}
             self.saving = begin_save_dcp(tree, path, staging=self.staging, **how)
@@ -145,7 +149,8 @@ class Keeper:
         """Until no save is under way. Raises the error of one that failed."""
         saving, self.saving = self.saving, None
         if saving is not None:
-            saving()
+            with self.allowing(SAVE_S):
+                saving()
 
     def _prune(self, path: Path) -> None:
         prune(self.config.out, self.config.retention(), at=self.at)

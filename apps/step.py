@@ -3,17 +3,20 @@ and what all ranks must agree on."""
 
 import gc
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from decide import Decision
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from omni_data import Batch, document_bounds, shard_sequence
-from omni_mesh import Requests
+from omni_data import Batch, Cursor, Stream, document_bounds, shard_sequence
+from omni_mesh import Mesh, Requests
 from omni_models import (
     balance_loss,
     count_loads,
@@ -84,6 +87,30 @@ def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0,
     if device.type == "cuda":
         tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     return {**tensors, "max_seqlen": longest}
+
+
+@dataclass(frozen=True, slots=True)
+class DataTold:
+    """What is told of the data of a step."""
+
+    reach: float
+    """Tokens of the document that a token is in, on average."""
+    waited: float
+    """Seconds until all of it was on its way to the device."""
+
+
+def take_rows(
+    batches: Stream[Batch], run: Decision, mesh: Mesh, device: torch.device
+) -> tuple[list[dict[str, Any]], Cursor, DataTold]:
+    """The next microbatches of this rank on `device`, the place in the data after them, and what is told of them."""
+    began = time.perf_counter()
+    micro, cursor, reach = [], Cursor(), 0.0
+    for _ in range(count := run.batch // run.spec.dp // run.micro):
+        batch, cursor = next(batches)
+        part = mesh.tokens.get_local_rank("sp")
+        micro.append(place(batch, run.facts.vocab_size, device, part=part, parts=run.spec.sp))
+        reach += mean_reach(batch) / count
+    return micro, cursor, DataTold(reach, time.perf_counter() - began)
 
 
 def mean_reach(batch: Batch) -> float:

@@ -11,6 +11,7 @@ import torch
 from compute import GATHERED_BYTES, choose_gathered
 from decide import decide
 from report import Reporter
+from step import DataTold
 from training import SMALL
 
 from omni_data import Cursor
@@ -18,7 +19,7 @@ from omni_mesh import MeshSpec, World
 from omni_models import ModelFacts, build_model, describe, read_config
 
 HERE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-NUMBERS: dict[str, Any] = {"cursor": Cursor(12), "reach": 10.0}
+NUMBERS: dict[str, Any] = {"cursor": Cursor(12), "data": DataTold(10.0, 0.0)}
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def test_a_step_is_told_with_its_own_time_and_a_save_is_in_none(tmp_path: Path) 
     with Reporter(config, decide(config), HERE, first=0) as report:
         for step, seconds in ((1, 0.05), (2, 0.2), (3, 0.05)):
             time.sleep(seconds)
-            report.note(step, metrics(), {}, waited=0.0, **NUMBERS)
+            report.note(step, metrics(), {}, **NUMBERS)
             if step == 2:
                 report.tell()
                 time.sleep(0.5)
@@ -50,7 +51,7 @@ def test_an_error_does_not_hide_the_step_before_it(tmp_path: Path) -> None:
     report = Reporter(config, decide(config), HERE, first=0)
     with pytest.raises(KeyError), report:
         report.world = replace(HERE, device=torch.device("meta"))  # As on a GPU, nothing is told at once.
-        report.note(1, metrics(), {}, waited=0.0, **NUMBERS)
+        report.note(1, metrics(), {}, **NUMBERS)
         assert not (tmp_path / "metrics.jsonl").exists()
         report.world = HERE
         raise KeyError
@@ -62,7 +63,7 @@ def test_a_number_that_is_not_finite_is_told_before_what_came_of_it(tmp_path: Pa
     report = Reporter(config, decide(config), HERE, first=0)
     with pytest.raises(FloatingPointError, match="at step 1 loss is nan"), report:
         report.world = replace(HERE, device=torch.device("meta"))
-        report.note(1, metrics(float("nan")), {}, waited=0.0, **NUMBERS)
+        report.note(1, metrics(float("nan")), {}, **NUMBERS)
         report.world = HERE
         raise KeyError
 

@@ -4,13 +4,16 @@ from omni_mesh.launch import launch, planned_ranks
 from omni_mesh.mesh import Mesh, make_mesh
 from omni_mesh.signals import Requests, heed_signals
 from omni_mesh.spec import MeshConfig, MeshSpec, coords, peers, ranks_asked, resolve_mesh
-from omni_mesh.world import World, join_world, world_size
+from omni_mesh.watchdog import STALLED, Watchdog, watch_stalls
+from omni_mesh.world import World, join_world, set_timeouts, world_size
 
 __all__ = [
     "Mesh",
     "MeshConfig",
     "MeshSpec",
     "Requests",
+    "STALLED",
+    "Watchdog",
     "World",
     "coords",
     "heed_signals",
@@ -21,5 +24,7 @@ __all__ = [
     "planned_ranks",
     "ranks_asked",
     "resolve_mesh",
+    "set_timeouts",
+    "watch_stalls",
     "world_size",
 ]

@@ -20,6 +20,10 @@ class Mesh:
     experts: DeviceMesh
     """Where experts live: (pp, replicate, efsdp, ep)."""
 
+    def groups(self) -> list[dist.ProcessGroup]:
+        """The groups of this rank, of every axis of every view."""
+        return [group for view in (self.tokens, self.params, self.experts) for group in view.get_all_groups()]
+
 
 def make_mesh(spec: MeshSpec, *, device_type: str = "cuda") -> Mesh:
     """The views of `spec` over the ranks of the joined world, on devices of `device_type`.

@@ -6,7 +6,7 @@ read the environment.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -123,6 +123,18 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
         raise
     dist.barrier()
     _leave()
+
+
+def set_timeouts(groups: Iterable[dist.ProcessGroup | None], timeout_s: float) -> None:
+    """Let collectives of `groups` (None is the world) fail after `timeout_s` seconds from now on.
+
+    The first step of a run may take long, on each rank in its own time; a later one that does is a failure. Effect: on
+    this rank; every rank should do the same.
+    """
+    # The public name is younger than torch 2.11, the private one deprecated since.
+    act = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    for group in groups:
+        act(timedelta(seconds=timeout_s), group)
 
 
 def _leave() -> None:
