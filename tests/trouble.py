@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pretrain
@@ -12,7 +13,7 @@ from request import Config
 from torch import nn
 from training import train
 
-from omni_ckpt import flatten
+from omni_ckpt import flatten, save_dcp
 from omni_parallel import state_tree
 
 
@@ -66,6 +67,21 @@ def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[s
         for name, function in kept.items():
             setattr(pretrain, name, function)
     return {"rows": rows, "alike": [number for number, same in alike.items() if same]}
+
+
+def train_and_copy(config: Config, copy: Path) -> list[dict[str, float]]:
+    """The metrics of a run whose state, as it was loaded and before any step, is saved as `copy`."""
+    make_room = pretrain.Keeper.make_room
+
+    def copy_and_make_room(self: Any, state: Any, cursor: Any) -> None:
+        save_dcp({"state": state_tree(state)}, copy)
+        make_room(self, state, cursor)
+
+    pretrain.Keeper.make_room = copy_and_make_room
+    try:
+        return train(config)
+    finally:
+        pretrain.Keeper.make_room = make_room
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

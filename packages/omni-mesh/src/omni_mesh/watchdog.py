@@ -6,7 +6,6 @@ stands elsewhere, is steps behind, or does not answer at all is what they wait f
 its threads and ends.
 """
 
-import faulthandler
 import json
 import os
 import sys
@@ -98,15 +97,25 @@ def watch_stalls(world: World, limit_s: float) -> Iterator[Watchdog]:
 
 def give_up(dog: Watchdog) -> None:
     """Tell who is to blame, and where this rank stands, and end the process. Effect: all of it."""
-    heard: dict[int, Standing] = {dog.world.rank: dog.standing()}
+    # Before anything else: when another rank has ended, what waited for it fails, and the place is lost.
+    heard, stacks = {dog.world.rank: dog.standing()}, tell_stacks()
     asking = threading.Thread(target=_exchange, args=(dog.world, heard), daemon=True)
     asking.start()
     asking.join(2 * _ANSWER_S)
     if min(heard) == dog.world.rank:
         print(blame(dict(heard), dog.world.size, dog.limit_s), file=sys.stderr, flush=True)
-    print(f"Rank {dog.world.rank} stands here:", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    print(f"Rank {dog.world.rank} stands here:\n{stacks}", file=sys.stderr, flush=True)
     os._exit(STALLED)
+
+
+def tell_stacks() -> str:
+    """The stacks of all threads of this process but the one that asks. Effect: looks at them."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames.items()
+    )
 
 
 def blame(heard: Mapping[int, Standing], size: int, limit_s: float) -> str:

@@ -1,0 +1,104 @@
+"""Laws of stalls: the rank that others wait for is named, whatever it does, and all end soon."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from omni_mesh.watchdog import STALLED, Standing, blame
+
+AT = "loop.py:3 in main"
+
+
+@pytest.mark.parametrize(
+    ("heard", "size", "words"),
+    [
+        (
+            {0: Standing(7, True, AT), 1: Standing(7, False, "data.py:9 in read")},
+            2,
+            "rank 1 of 2, at step 7, data.py:9",
+        ),
+        (
+            {0: Standing(7, True, AT), 1: Standing(6, True, AT)},
+            2,
+            "To blame: rank 1 of 2, at step 6, loop.py:3 in main",
+        ),
+        ({0: Standing(7, True, AT), 2: Standing(7, True, AT)}, 3, "rank 1 of 3, which does not answer"),
+        (
+            {0: Standing(7, True, AT), 1: Standing(7, True, AT)},
+            2,
+            "All 2 ranks stand at the same place: step 7, loop.py",
+        ),
+        ({0: Standing(7, False, AT), 1: Standing(7, False, AT)}, 2, "All 2 ranks stand at the same place"),
+    ],
+    ids=["elsewhere", "behind", "silent", "all wait", "none waits"],
+)
+def test_who_is_to_blame_is_told_from_where_ranks_stand(heard, size, words):
+    told = blame(heard, size, 30)
+    assert told.startswith("No step for 30 seconds. ")
+    assert words in told
+
+
+SCRIPT = """
+import os, signal, sys, time
+import torch, torch.distributed as dist
+from omni_mesh import join_world, watch_stalls
+
+def read_data():
+    if sys.argv[1] == "sleep":
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+with join_world(device="cpu") as world, watch_stalls(world, 2.0) as dog:
+    for step in range(100):
+        dog.beat(step)
+        if (step, world.rank) == (3, 1):
+            read_data()
+        dist.all_reduce(torch.zeros(1))
+        if step == 1:
+            with dog.allowing(60):
+                time.sleep(3)
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("how", ["sleep", "stop"])
+def test_a_rank_that_sleeps_or_stops_is_named_and_the_others_end(how, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, how],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        began = time.monotonic()
+        _, told = ranks[0].communicate(timeout=90)
+        assert ranks[0].returncode == STALLED
+        assert "Rank 0 stands here:" in told and "all_reduce" in told
+        if how == "sleep":
+            assert "No step for 2 seconds. To blame: rank 1 of 2, at step 3, " in told
+            assert "in read_data. The others wait for it." in told
+            _, own = ranks[1].communicate(timeout=30)
+            assert ranks[1].returncode == STALLED
+            assert "Rank 1 stands here:" in own and "read_data" in own
+        else:
+            assert "To blame: rank 1 of 2, which does not answer" in told
+            assert ranks[1].poll() is None
+        assert time.monotonic() - began < 60
+    finally:
+        for process in ranks:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
