@@ -137,7 +137,7 @@ def blame(heard: Mapping[int, Standing], size: int, limit_s: float) -> str:
 
 def _exchange(world: World, heard: dict[int, Standing]) -> None:
     """Say where this rank stands, and hear the others. It may never return: the store can be what hangs."""
-    # torch has no public way to the store of the world.
+    # torch has no public way to the store of the world. It is one for each start of the ranks.
     store = dist.PrefixStore("omni-watchdog", dist.distributed_c10d._get_default_store())
     store.set(str(world.rank), json.dumps(asdict(heard[world.rank])))
     until = time.monotonic() + _ANSWER_S

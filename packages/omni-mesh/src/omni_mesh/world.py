@@ -107,8 +107,7 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
     # collective.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
-        # A world of one meets in memory, so it takes no port. The others meet at MASTER_ADDR, torch's default.
-        store=None if place else dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+        store=_meet(place, timeout_s),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=timeout_s),
@@ -123,6 +122,16 @@ def join_world(*, device: str | None = None, timeout_s: float = 600.0) -> Iterat
         raise
     dist.barrier()
     _leave()
+
+
+def _meet(place: Place | None, timeout_s: float) -> dist.Store:
+    """Where ranks find each other: at MASTER_ADDR, as torch does; a world of one meets in memory, without a port."""
+    if place is None:
+        return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    store, *_ = next(dist.rendezvous("env://", place.rank, place.size, timeout=timedelta(seconds=timeout_s)))
+    store.set_timeout(timedelta(seconds=timeout_s))
+    # When torchrun starts ranks again, the store may be the one of before, in which those that died are still found.
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def set_timeouts(groups: Iterable[dist.ProcessGroup | None], timeout_s: float) -> None:

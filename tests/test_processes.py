@@ -1,0 +1,93 @@
+"""Processes end as they should: told to leave they save and leave well, and killed they are started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Run
+from room import check_room
+from training import SMALL, train
+
+from omni_ckpt import latest, step_of
+from omni_mesh import MeshConfig
+
+ROOT = Path(__file__).parent.parent
+EXACT = ("step", "loss", "grad_norm", "lr")
+
+
+def numbers(rows: list[dict[str, float]]) -> list[list[float]]:
+    return [[row[name] for name in EXACT] for row in rows]
+
+
+def rows_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def alone() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+
+
+def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "apps" / "pretrain.py"), *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=alone(),
+    )
+    assert process.stdout is not None
+    while " 3/100000" not in (line := process.stdout.readline()):
+        assert line or process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    told, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    found = latest(out)
+    assert found is not None
+    assert step_of(found) == rows_of(out)[-1]["step"] < 1000
+    assert f"stands at step {step_of(found)}" in told
+
+
+def test_a_run_that_torchrun_starts_again_is_the_unbroken_run(run: Run, tmp_path: Path) -> None:
+    command = [
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    main = [str(ROOT / "tests" / "faulty_main.py"), str(tmp_path / "run"), str(tmp_path / "mark")]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command, *main],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=alone() | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").exists()
+    assert time.monotonic() - begun < 120
+    config = replace(SMALL, steps=6, mesh=MeshConfig(shard=2))
+    assert numbers(rows_of(tmp_path / "run")) == numbers(run(train, 2, replace(config, out=tmp_path / "whole"))[0])
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> None:
+    huge = {"w": torch.empty(10**15, device="meta")}
+    with pytest.raises(
+        ValueError, match=r"has [\d,.]+ GB free, and checkpoints will take 36,000,000\.0 GB: 12,000,000\.0"
+    ):
+        check_room(tmp_path, huge, 2)
+    check_room(tmp_path, {"w": torch.empty(10)}, 2)
