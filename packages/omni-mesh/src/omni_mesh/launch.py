@@ -6,7 +6,6 @@ terminal needs: the error of the rank that failed first, told once; one exit cod
 
 import atexit
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
@@ -15,10 +14,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Generic, NamedTuple, Never, TypeVar
@@ -30,14 +27,16 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from omni_mesh.relay import Relay, Stopped, relay_signals
+from omni_mesh.shield import no_child_left, quiet, shielded
+from omni_mesh.signals import SAVE
 from omni_mesh.spec import MeshConfig, ranks_asked
 from omni_mesh.world import world_size
 
 C = TypeVar("C")
 
 _MONITOR_INTERVAL_S: Final = 0.1
-# These say what a person did not ask (a pid was closed) or will be told anyway (a rank failed), once per process.
-_CHATTY: Final = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
+FINAL: Final = (ValueError, FloatingPointError)
+"""What a rank raises of its request or its numbers, which are the same when it is started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,8 @@ class Report(NamedTuple):
 
     rank: int
     text: str
+    is_final: bool = False
+    """It would fail again if it were started again."""
 
 
 def planned_ranks(config: MeshConfig) -> int:
@@ -77,8 +78,9 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, ma
     OMP_NUM_THREADS says otherwise.
 
     The first rank that fails ends the others; its traceback goes to stderr and `SystemExit` is raised, with the code
-    of the rank (128 + the signal, if one killed it). Then all ranks are started again, up to `max_restarts` times, for
-    a `main` that goes on from what it saved. Ctrl-C ends all ranks with SIGTERM, after 30 seconds with SIGKILL, and
+    of the rank (128 + the signal, if one killed it). But first all ranks are started again, up to `max_restarts` times,
+    for a `main` that goes on from what it saved; not after a `ValueError` or `FloatingPointError`, which would be
+    raised again. Ctrl-C ends all ranks with SIGTERM, after 30 seconds with SIGKILL, and
     raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see `heed_signals` for a rank that saves
     its work; one that does not heed them ends. A second SIGTERM ends all. Raises `ValueError` if `ranks` is below 1,
     `max_restarts` below 0, or if `main` and `config` cannot be sent to another process.
@@ -99,16 +101,17 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, ma
             _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
-    for restart in range(max_restarts + 1):
-        with TemporaryDirectory(prefix="omni-launch-") as reports:
-            failed = _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)))
-        if failed is None:
-            return
-        text, code = failed
-        print(text, file=sys.stderr, flush=True)
-        if restart == max_restarts:
-            raise SystemExit(code)
-        print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
+    with relay_signals() as relay:
+        for restart in range(max_restarts + 1):
+            with TemporaryDirectory(prefix="omni-launch-") as reports:
+                failed = _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)), relay)
+            if failed is None:
+                return
+            text, code, is_final = failed
+            print(text, file=sys.stderr, flush=True)
+            if restart == max_restarts or is_final or relay.told_to_leave:
+                raise SystemExit(code)
+            print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
 
 
 def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]) -> tuple[str, int]:
@@ -144,8 +147,11 @@ def _check_sendable(main: Callable[[C], None], config: C) -> None:
         raise ValueError("The ranks import `main` from its file, but it was typed in or piped. Put it in a script.")
 
 
-def _start_ranks(job: _Job[C]) -> tuple[str, int] | None:
-    """Run the job on all ranks; if one fails, what to say and the code to exit with. Raises `SystemExit` if stopped."""
+def _start_ranks(job: _Job[C], relay: Relay) -> tuple[str, int, bool] | None:
+    """Run the job on all ranks. If one fails: what to say, the code to exit with, and whether it would fail again.
+
+    Raises `SystemExit` if stopped.
+    """
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -157,13 +163,12 @@ def _start_ranks(job: _Job[C]) -> tuple[str, int] | None:
         max_restarts=0,
         monitor_interval=_MONITOR_INTERVAL_S,
         start_method="spawn",
-        # Ctrl-C stays a KeyboardInterrupt here, on which the agent ends the ranks by SIGTERM. See `_shielded`.
+        # Ctrl-C stays a KeyboardInterrupt here, on which the agent ends the ranks by SIGTERM. See `shielded`.
         signals_to_handle="SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
-    relay = Relay()
     try:
-        with _quiet(), _shielded(), _no_child_left(), relay_signals() as relay:
+        with quiet(), shielded(), no_child_left():
             elastic_launch(config, _run_rank)(job)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -171,11 +176,8 @@ def _start_ranks(job: _Job[C]) -> tuple[str, int] | None:
             _leave("Stopped by SIGTERM", signal.SIGTERM)
         if failure.exitcode == -signal.SIGINT:  # Ctrl-C reaches the ranks as well, and one was seen to die of it.
             _leave("Interrupted", signal.SIGINT)
-        text, code = tell_failure(rank, failure.exitcode, job.ranks, _read_reports(job.reports))
-        if relay.told_to_leave:  # Whoever wants it to end does not want it to begin again.
-            print(text, file=sys.stderr, flush=True)
-            raise SystemExit(code) from None
-        return text, code
+        reports = _read_reports(job.reports)
+        return *tell_failure(rank, failure.exitcode, job.ranks, reports), any(report.is_final for report in reports)
     except KeyboardInterrupt:
         _leave("Interrupted", signal.SIGINT)
     except Stopped:
@@ -195,6 +197,7 @@ def _run_rank(job: _Job[C]) -> None:
     # Ctrl-C is the launcher's to handle. Here it just ends the process, also inside a collective, where Python's own
     # handler never gets to run; so does the SIGINT that torch arranges for when the launcher dies.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(SAVE, signal.SIG_IGN)  # Until the rank heeds it, there is nothing to save.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if os.getppid() != job.launcher:
         sys.exit(1)  # The launcher died while this process was still importing.
@@ -213,7 +216,8 @@ def _run_rank(job: _Job[C]) -> None:
         raise SystemExit(leaving.code if with_code else 1) from leaving
     except BaseException as error:
         below = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # The frames of `main`.
-        _write_report(job.reports, "failed:\n" + "".join(traceback.format_exception(below)).rstrip())
+        told = "failed:\n" + "".join(traceback.format_exception(below)).rstrip()
+        _write_report(job.reports, told, is_final=isinstance(error, FINAL))
         raise SystemExit(1) from error
 
 
@@ -233,9 +237,9 @@ def _end(done: threading.Event) -> None:
         os._exit(0)
 
 
-def _write_report(folder: Path, text: str) -> None:
+def _write_report(folder: Path, text: str, *, is_final: bool = False) -> None:
     """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment."""
-    path = folder / f"{time.time_ns():020d}-{os.environ['RANK']}"
+    path = folder / f"{time.time_ns():020d}-{os.environ['RANK']}-{int(is_final)}"
     part = path.with_suffix(".part")
     part.write_text(text)
     part.rename(path)
@@ -244,56 +248,7 @@ def _write_report(folder: Path, text: str) -> None:
 def _read_reports(folder: Path) -> list[Report]:
     """The reports of the ranks that failed, earliest first."""
     paths = sorted(path for path in folder.iterdir() if path.suffix != ".part")
-    return [Report(int(path.name.split("-")[1]), path.read_text()) for path in paths]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the log of torch's launcher off the terminal. Its exceptions are not touched."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    before = [logger.propagate for logger in loggers]
-    nowhere = logging.NullHandler()
-    for logger in loggers:
-        logger.addHandler(nowhere)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(nowhere)
-            logger.propagate = propagate
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """Start ranks deaf to Ctrl-C until `_run_rank` opens their ears, and give back the signal handlers at the end.
-
-    A rank spends seconds importing, when Ctrl-C would make each of them print a traceback. A blocked signal is
-    inherited, so it is blocked in the thread that starts them; another thread of ours stays open to receive it, and
-    Python handles it in the main thread all the same.
-    """
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
-    done = threading.Event()
-    ear = threading.Thread(target=done.wait, name="omni-ctrl-c", daemon=True)
-    ear.start()
-    resource_tracker.ensure_running()  # It unblocks Ctrl-C once it has started, so it must start before.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        done.set()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-@contextmanager
-def _no_child_left() -> Iterator[None]:
-    """Kill what was started inside and still runs, as when a signal comes while the ranks are being started."""
-    before = multiprocessing.active_children()
-    try:
-        yield
-    finally:
-        for child in set(multiprocessing.active_children()) - set(before):
-            child.kill()
-            child.join()
+    names = [path.name.split("-") for path in paths]
+    return [
+        Report(int(rank), path.read_text(), final == "1") for path, (_, rank, final) in zip(paths, names, strict=True)
+    ]

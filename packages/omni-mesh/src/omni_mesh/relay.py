@@ -3,24 +3,31 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from omni_mesh.signals import LEAVE, SAVE
+from omni_mesh.signals import LEAVE, SAME_S, SAVE
 
 
 class Relay:
     """What was handed on."""
 
     def __init__(self) -> None:
-        self.told_to_leave = False
+        self.leave_since: float | None = None
+
+    @property
+    def told_to_leave(self) -> bool:
+        """Whether this process was."""
+        return self.leave_since is not None
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         if number == LEAVE:
-            self.told_to_leave = True
-            # A second one is not waited for.
-            signal.signal(LEAVE, _stop)
+            now = time.monotonic()
+            if self.leave_since is not None and now - self.leave_since > SAME_S:
+                raise Stopped
+            self.leave_since = self.leave_since or now
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
@@ -30,15 +37,11 @@ class Stopped(BaseException):
     """The launcher was told to leave once more than it hands on."""
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped
-
-
 @contextmanager
 def relay_signals() -> Iterator[Relay]:
     """While open, SIGTERM and SIGUSR1 to this process go on to its children, who may take their time to save and leave.
 
-    A second SIGTERM raises `Stopped` here. For the main thread.
+    A SIGTERM more than 5 seconds after the first raises `Stopped` here. For the main thread.
     """
     relay = Relay()
     before = {number: signal.signal(number, relay._hand_on) for number in (LEAVE, SAVE)}

@@ -1,9 +1,9 @@
 """A rank that does not come on is found, named and ended with all others. Effects: a thread, the store, the process.
 
-The loop calls `beat` once a step. On a rank whose last beat is too long ago a thread says so in the store of the world,
-with the place where the rank stands, and hears what the others say. A rank in a collective waits for others; one that
-stands elsewhere, is steps behind, or does not answer at all is what they wait for. Then every rank prints the stacks of
-its threads and ends.
+The loop calls `beat` once a step. On a rank whose last beat is too long ago a thread raises an alarm in the store of
+the world, on which a thread of every rank says there where its loop stands. A rank in a collective waits for others;
+one that stands elsewhere, is steps behind, or does not answer at all is what they wait for. Then every rank prints the
+stacks of its threads and ends.
 """
 
 import json
@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import FrameType
 from typing import Final
 
 import torch.distributed as dist
@@ -24,7 +25,11 @@ from omni_mesh.world import World
 STALLED: Final = 75
 """The code that a rank exits with, "temporary failure" of sysexits.h: it is worth starting again."""
 _LOOK_S: Final = 0.2
+_LISTEN_S: Final = 1.0
 _ANSWER_S: Final = 5.0
+_ALARM: Final = "alarm"
+_WAITS_IN: Final = ("torch/distributed", "torch/cuda/streams", "omni_ckpt/saving")
+"""Files in which a rank waits for others, or for a GPU that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +71,8 @@ class Watchdog:
 
     def standing(self) -> Standing:
         """Where the thread that made this stands."""
-        frames = traceback.extract_stack(sys._current_frames()[self.main])
-        waits = any("torch/distributed" in frame.filename for frame in frames)
+        frames = stack_of(sys._current_frames()[self.main])
+        waits = any(part in frame.filename for frame in frames for part in _WAITS_IN)
         own = [frame for frame in frames if "torch/" not in frame.filename] or frames
         return Standing(self.step, waits, f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}")
 
@@ -80,23 +85,47 @@ def watch_stalls(world: World, limit_s: float) -> Iterator[Watchdog]:
     of its threads by every rank. Collectives should wait longer than that, or they fail first and know less.
     """
     dog, done = Watchdog(world, limit_s), threading.Event()
+    once = threading.Lock()
+
+    def give_up_once() -> None:
+        if once.acquire(blocking=False):
+            give_up(dog)
 
     def look() -> None:
         while not done.wait(_LOOK_S):
             if dog.is_late():
-                give_up(dog)
+                give_up_once()
 
-    thread = threading.Thread(target=look, name="omni-watchdog", daemon=True)
-    thread.start()
+    def listen() -> None:
+        # In a thread of its own, since the store may be what hangs.
+        store = _store()
+        while not done.wait(_LISTEN_S):
+            try:
+                alarm = store.check([_ALARM])
+            except RuntimeError:
+                return  # The store is gone, with whoever held it, and so is the run.
+            if alarm:
+                give_up_once()
+
+    threads = [threading.Thread(target=look, name="omni-watchdog", daemon=True)]
+    if world.size > 1:
+        threads.append(threading.Thread(target=listen, name="omni-watchdog-ear", daemon=True))
+    for thread in threads:
+        thread.start()
     try:
         yield dog
     finally:
         done.set()
-        thread.join()
+        for thread in threads:
+            thread.join(_ANSWER_S)
 
 
 def give_up(dog: Watchdog) -> None:
     """Tell who is to blame, and where this rank stands, and end the process. Effect: all of it."""
+    # Whatever hangs on the way, a file system or the store, the process ends.
+    timer = threading.Timer(3 * _ANSWER_S, os._exit, (STALLED,))
+    timer.daemon = True
+    timer.start()
     # Before anything else: when another rank has ended, what waited for it fails, and the place is lost.
     heard, stacks = {dog.world.rank: dog.standing()}, tell_stacks()
     asking = threading.Thread(target=_exchange, args=(dog.world, heard), daemon=True)
@@ -108,12 +137,22 @@ def give_up(dog: Watchdog) -> None:
     os._exit(STALLED)
 
 
+def stack_of(frame: FrameType) -> traceback.StackSummary:
+    """The frames from the outermost to `frame`. No source is read, which may be on the file system that hangs."""
+    return traceback.StackSummary.extract(reversed(list(traceback.walk_stack(frame))), lookup_lines=False)
+
+
 def tell_stacks() -> str:
     """The stacks of all threads of this process but the one that asks. Effect: looks at them."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
     return "\n".join(
-        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        "\n".join(
+            [
+                f"thread {names.get(ident, ident)}:",
+                *(f"  {at.filename}:{at.lineno} in {at.name}" for at in stack_of(frame)),
+            ]
+        )
         for ident, frame in frames.items()
     )
 
@@ -128,17 +167,32 @@ def blame(heard: Mapping[int, Standing], size: int, limit_s: float) -> str:
         names = ", ".join(map(str, silent[:8]))
         return f"{told}To blame: rank {names} of {size}, which does not answer: it is stopped, dead or cut off."
     guilty = behind or (elsewhere if len(elsewhere) < size else [])
-    if not guilty:
-        places = sorted({f"step {at.step}, {at.where}" for at in heard.values()})
-        return f"{told}All {size} ranks stand at the same place: {places[0]}."
-    lines = [f"rank {rank} of {size}, at step {heard[rank].step}, {heard[rank].where}" for rank in guilty[:8]]
-    return f"{told}To blame: {'; '.join(lines)}. The others wait for it."
+    if guilty:
+        return f"{told}To blame: {_places({rank: heard[rank] for rank in guilty})}. The others wait for it."
+    return f"{told}No rank stands out: {_places(heard)}."
+
+
+def _places(heard: Mapping[int, Standing]) -> str:
+    """Each place, with the ranks that stand there. Pure."""
+    ranks: dict[str, list[int]] = {}
+    for rank, at in sorted(heard.items()):
+        ranks.setdefault(f"at step {at.step}, {at.where}", []).append(rank)
+    shown = [
+        f"rank{'s' * (len(here) > 1)} {', '.join(map(str, here[:8]))}{' and more' * (len(here) > 8)} {place}"
+        for place, here in ranks.items()
+    ]
+    return "; ".join(shown[:8])
+
+
+def _store() -> dist.Store:
+    # torch has no public way to the store of the world. It is one for each start of the ranks.
+    return dist.PrefixStore("omni-watchdog", dist.distributed_c10d._get_default_store())
 
 
 def _exchange(world: World, heard: dict[int, Standing]) -> None:
     """Say where this rank stands, and hear the others. It may never return: the store can be what hangs."""
-    # torch has no public way to the store of the world. It is one for each start of the ranks.
-    store = dist.PrefixStore("omni-watchdog", dist.distributed_c10d._get_default_store())
+    store = _store()
+    store.set(_ALARM, "")
     store.set(str(world.rank), json.dumps(asdict(heard[world.rank])))
     until = time.monotonic() + _ANSWER_S
     while len(heard) < world.size and time.monotonic() < until:

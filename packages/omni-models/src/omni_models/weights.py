@@ -10,7 +10,7 @@ told to leave a tensor alone; `_keys_to_ignore_on_load_unexpected` is how it tel
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,8 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
         for name, shape in shapes.items()
         if name in needed or not any(re.search(pattern, stored[name].key) for pattern in ignored)
     }
+    # Said first, since their scales are names that nobody asked for.
+    _refuse_quantised(directory, [found for found in stored.values() if found.dtype.startswith(("F8", "F6", "F4"))])
     tied = model.all_tied_weights_keys
     try:
         reads = plan_reads(
@@ -166,18 +168,25 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
         name: tuple((piece, stored[reads[name_of(piece.name)]]) for piece in parts) for name, parts in pieces.items()
     }
     floating = {name for name, tensor in loadable(model).items() if tensor.is_floating_point()}
-    if quantised := [
-        f"{found.key} ({found.dtype})"
-        for name, parts in plan.items()
-        for _, found in parts
-        if name in floating and found.dtype not in _TRAINABLE
-    ]:
-        raise ValueError(
-            f"{directory}: {len(quantised)} weights are quantised, and training starts from weights that are not: "
-            f"{', '.join(quantised[:8])}{', ...' if len(quantised) > 8 else ''}. Choose the model's unquantised "
-            "weights, or dequantise these first."
-        )
+    _refuse_quantised(
+        directory,
+        [
+            found
+            for name, parts in plan.items()
+            for _, found in parts
+            if name in floating and found.dtype not in _TRAINABLE
+        ],
+    )
     return plan
+
+
+def _refuse_quantised(directory: Path, found: Sequence[Stored]) -> None:
+    if found:
+        names = ", ".join(f"{each.key} ({each.dtype})" for each in found[:8])
+        raise ValueError(
+            f"{directory}: {len(found)} weights are quantised, and training starts from weights that are not: "
+            f"{names}{', ...' if len(found) > 8 else ''}. Choose the model's unquantised weights, or dequantise these."
+        )
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
