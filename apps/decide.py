@@ -71,8 +71,8 @@ class Decision:
     found: Path | None
     """The checkpoint to continue."""
 
-    def told(self) -> str:
-        """The decisions in words, a line each."""
+    def told(self, found: Path | None = None, saves: str = "") -> str:
+        """The decisions in words, a line each, with the checkpoint that was `found` whole and how others are saved."""
         how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         kept = len(self.plan.blocks) - len(self.plan.recompute)
@@ -91,7 +91,8 @@ class Decision:
                 ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
                 ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
-                ("start", self.start),
+                ("start", f"continues {found}" if found else self.start),
+                *((("saves", saves),) if saves else ()),
                 (
                     "compute",
                     f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}",

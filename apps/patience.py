@@ -13,6 +13,8 @@ MARGIN_S: Final = 60.0
 
 def expect_steps(dog: Watchdog, mesh: Mesh, timeout_s: float) -> Callable[[int], None]:
     """What to call with each step before it begins. Effect of it: from the second on, `timeout_s` holds."""
+    dog.limit_s = max(dog.limit_s, timeout_s)
+    dog.beat(0)  # Loading is done: the first step has a time of its own.
     begun: list[int] = []
 
     def begin(step: int) -> None:

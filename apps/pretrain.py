@@ -81,11 +81,12 @@ def main(config: Config) -> None:
         # Resume. The mesh may differ from the one that was saved.
         if found:
             state, cursor, best = load_run(state, found, run.order)
-        keeper.make_room(state, cursor)
+        saves = keeper.make_room(state, cursor)
         if chief := world.rank == 0:
-            print(run.told(), flush=True)
+            print(run.told(found, saves), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
-            forget_after(config.out / "metrics.jsonl", state.step)
+            for name in ("metrics.jsonl", "skipped.jsonl"):
+                forget_after(config.out / name, state.step)
 
         # Train.
         stream = prefetch(
@@ -127,6 +128,7 @@ def main(config: Config) -> None:
                     due = False
                     report.skip_time()
             report.check_end(saved=not due)
+            keeper.wait()
         if chief:
             print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)
 

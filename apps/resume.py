@@ -1,6 +1,7 @@
 """What a checkpoint of a run holds, a run's state from it, and who writes it while the run goes on."""
 
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from about import check_about
+from patience import MARGIN_S
 from request import Config
 from room import free_memory
 
@@ -16,12 +18,11 @@ from omni_ckpt import (
     Saving,
     Staging,
     begin_save_dcp,
-    check_together,
     claim,
     load_dcp,
     make_group,
     make_staging,
-    newest_whole,
+    newest_whole_together,
     nothing,
     prune,
     read_plain,
@@ -51,7 +52,7 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     Raises:
         ValueError: if there are checkpoints, and none is whole.
     """
-    choice = newest_whole(out, check_together)
+    choice = newest_whole_together(out)
     if not choice.damaged:
         return choice.path
     refuse_none_whole(out, choice)
@@ -100,16 +101,21 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> None:
         try:
             self.wait()
-        except (ValueError, OSError, RuntimeError):
+        except (ValueError, OSError, RuntimeError) as error:
             if kind is None:
                 raise
+            print(f"A checkpoint that was being written is lost, too: {error}", file=sys.stderr, flush=True)
         finally:
             self.held.close()
 
-    def make_room(self, state: TrainState, cursor: Cursor) -> None:
-        """Make room in host memory for checkpoints of such a state, if they are to be written in the background.
+    def make_room(self, state: TrainState, cursor: Cursor) -> str:
+        """Make room in host memory for checkpoints of such a state, if they are to be written in the background; how
+        they are, in words.
 
         Effect: collective; allocates.
+
+        Raises:
+            ValueError: if there is no such room on some rank.
         """
         tree = _tree(state, cursor, self.order)
         host, size, free = socket.gethostname(), staging_bytes(tree), free_memory()
@@ -118,8 +124,12 @@ class Keeper:
         for machine, needed, _ in everyone:
             taken[machine] += needed
         fits = all(taken[machine] <= room / 2 for machine, _, room in everyone)
-        if fits if self.config.save_in_background is None else self.config.save_in_background:
-            self.staging = make_staging(tree)
+        if not (fits if self.config.save_in_background is None else self.config.save_in_background):
+            return "each by the step"
+        self.staging, lost = try_staging(tree)
+        if lost := [told for told in gather_objects(lost) if told]:
+            raise ValueError(f"host memory for checkpoints: {lost[0]}. Set --no-save-in-background.")
+        return f"in the background, from {size / 1e9:.2f} GB of host memory on each rank"
 
     def save(self, state: TrainState, cursor: Cursor, about: Mapping[str, Any]) -> None:
         """Write the checkpoint of `state`, or begin to. Effect: collective; waits for the one under way.
@@ -134,7 +144,7 @@ class Keeper:
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.out, state.step)
         if self.staging is None:
-            with self.allowing(SAVE_S):
+            with self.allowing(SAVE_S + MARGIN_S):
                 save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
         else:
             how = {"group": self.group, "then": self._prune, "at": self.at}
@@ -149,7 +159,7 @@ class Keeper:
         """Until no save is under way. Raises the error of one that failed."""
         saving, self.saving = self.saving, None
         if saving is not None:
-            with self.allowing(SAVE_S):
+            with self.allowing(SAVE_S + MARGIN_S):
                 saving()
 
     def _prune(self, path: Path) -> None:
@@ -160,7 +170,17 @@ class Keeper:
             self.held.enter_context(claim(self.config.out))
         except ValueError as problem:
             return str(problem)
+        except OSError as problem:
+            return f"--out {self.config.out} cannot be locked ({problem.strerror}): choose one on another file system."
         return ""
+
+
+def try_staging(tree: Mapping[str, Any]) -> tuple[Staging | None, str]:
+    """Room for `tree`, or why there is none. Effect: allocates."""
+    try:
+        return make_staging(tree), ""
+    except (RuntimeError, MemoryError) as error:
+        return None, str(error)
 
 
 def _tree(state: TrainState, cursor: Cursor, order: Order) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryFile
+from typing import Final
 
 from torch import Tensor
 
@@ -25,16 +26,33 @@ def check_room(out: Path, tensors: Mapping[str, Tensor], keep: int) -> None:
     """Raises `ValueError` if the disk of `out` has no room for the checkpoints to come. Effect: asks the system.
 
     One more than are kept are there at a time, of parameters and two moments in fp32 each; those that are there already
-    have their place.
+    have their place, and what killed saves left is deleted by the next.
     """
+    stale = [path for kind in ("tmp", "gone") for path in out.glob(f"step-*.{kind}")]
+    reclaimed = sum(file.stat().st_size for path in stale for file in path.rglob("*") if file.is_file())
     size = sum(3 * 4 * tensor.numel() for tensor in tensors.values())
     needed = size * max(1, keep + 1 - len(steps(out)))
-    if (free := disk_usage(out).free) < needed:
+    if (free := disk_usage(out).free + reclaimed) < needed:
         raise ValueError(
             f"--out {out} has {free / 1e9:,.1f} GB free, and checkpoints will take {needed / 1e9:,.1f} GB: "
             f"{size / 1e9:,.1f} GB each, with --keep {keep} and the one being written. Make room, keep fewer, or "
             "choose another --out."
         )
+
+
+CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def group_memory(folder: Path) -> int | None:
+    """Bytes that a container or a job may still take, by its cgroup (version 2); None if it has no limit.
+
+    Files that were read are in memory, and counted there, but give way.
+    """
+    limit, used, kinds = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not limit.exists() or not (most := limit.read_text().strip()).isdecimal():
+        return None
+    counts = dict(line.split() for line in kinds.read_text().splitlines())
+    return int(most) - int(used.read_text()) + int(counts.get("inactive_file", 0))
 
 
 def free_memory() -> int:
@@ -46,7 +64,10 @@ def free_memory() -> int:
         bounds.append(int(line.split()[1]) * 1024)
     else:
         bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
-    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
-        bounds.append(int(most) - int(used.read_text()))
+    membership = Path("/proc/self/cgroup")
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    group = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if group is not None:
+        folder = CGROUPS / group
+        bounds += [left for level in (folder, *folder.parents) if (left := group_memory(level)) is not None]
     return min(bounds)

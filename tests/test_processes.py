@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import Run
-from room import check_room
+from room import check_room, free_memory, group_memory
 from training import SMALL, train
 
 from omni_ckpt import latest, step_of
@@ -34,7 +35,8 @@ def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
 
-def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tell", [os.kill, os.killpg], ids=["the launcher", "every process"])
+def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tell: Callable[[int, int], None], tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
     process = subprocess.Popen(
@@ -43,11 +45,12 @@ def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
         env=alone(),
+        start_new_session=True,
     )
     assert process.stdout is not None
     while " 3/100000" not in (line := process.stdout.readline()):
         assert line or process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    tell(process.pid, signal.SIGTERM)
     told, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     found = latest(out)
@@ -91,3 +94,21 @@ def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> No
     ):
         check_room(tmp_path, huge, 2)
     check_room(tmp_path, {"w": torch.empty(10)}, 2)
+
+
+def test_what_a_killed_save_left_does_not_take_the_room_of_the_next(tmp_path: Path) -> None:
+    half = tmp_path / "step-00000002.tmp"
+    half.mkdir()
+    with (half / "__0_0.distcp").open("wb") as file:
+        file.truncate(10**13)  # Without taking them: a file with a hole.
+    check_room(tmp_path, {"w": torch.empty(10**11, device="meta")}, 2)
+
+
+def test_memory_of_a_container_is_what_it_may_still_take(tmp_path: Path) -> None:
+    assert free_memory() > 0
+    assert group_memory(tmp_path) is None
+    for name, content in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 500\ninactive_file 150\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert group_memory(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert group_memory(tmp_path) is None

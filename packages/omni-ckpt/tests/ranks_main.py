@@ -28,11 +28,10 @@ from torch.distributed.tensor import DTensor
 from omni_ckpt import (
     Fault,
     begin_save_dcp,
-    check_together,
     latest,
     load_dcp,
     make_staging,
-    newest_whole,
+    newest_whole_together,
     prune,
     save_dcp,
     set_aside,
@@ -213,7 +212,7 @@ def recovered(folder: Path) -> dict[str, str]:
         victim.write_bytes(shard)
     dist.barrier()
     refused = outcome(lambda: load_dcp(trained(seed=0, ranks=3), step_dir(root, 3)))
-    choice = newest_whole(root, check_together)
+    choice = newest_whole_together(root)
     set_aside(choice)
     dist.barrier()
     assert choice.path is not None

@@ -86,7 +86,10 @@ def test_without_a_manifest_it_is_no_checkpoint(saved):
         (lambda content: "{", "is damaged"),
         (lambda content: "[]", "is damaged"),
         (lambda content: json.dumps(content | {"files": {"a": {}}}), "is damaged"),
-        (lambda content: json.dumps(content | {"version": 2}), "has version 2 with xxh3_128; this omni_ckpt reads 1"),
+        (
+            lambda content: json.dumps(content | {"version": 2}),
+            "has version 2; this omni_ckpt reads 1: use a newer one",
+        ),
         (lambda content: json.dumps(content | {"digest": "crc32"}), "has version 1 with crc32"),
         (
             lambda content: json.dumps(content | {"files": {"../a": {"size": 1, "digest": ""}}}),

@@ -8,7 +8,7 @@ from omni_ckpt.hf import merge_to_hf, plan_shards
 from omni_ckpt.layout import latest, step_dir, step_of, steps
 from omni_ckpt.manifest import Report, glance, verify
 from omni_ckpt.ranks import make_group
-from omni_ckpt.recover import Choice, check_together, newest_whole, refuse_none_whole, set_aside
+from omni_ckpt.recover import Choice, check_together, newest_whole, newest_whole_together, refuse_none_whole, set_aside
 from omni_ckpt.retain import Retention, check_retention, prune, to_prune
 from omni_ckpt.saving import Saving
 from omni_ckpt.staging import Staging, make_staging, staging_bytes
@@ -40,6 +40,7 @@ __all__ = [
     "merge_to_hf",
     "mismatches",
     "newest_whole",
+    "newest_whole_together",
     "nothing",
     "parse_fault",
     "plan_shards",

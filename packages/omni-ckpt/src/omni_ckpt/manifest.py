@@ -26,7 +26,14 @@ PIN_FILE = "PINNED"
 VERSION = 1
 DIGEST = "xxh3_128"
 
+SHARD = ".distcp"
+"""What the names of shards end in."""
+
 _PIECE = 1 << 22
+
+
+class NewerFormat(ValueError):
+    """A checkpoint that is not damaged, but not for this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ def read_manifest(path: Path) -> dict[str, Sealed]:
     """
     version, digest, files = read_json(path, MANIFEST_FILE, _take)
     file = Path(path) / MANIFEST_FILE
+    if isinstance(version, int) and version > VERSION:
+        raise NewerFormat(f"{file} has version {version}; this omni_ckpt reads {VERSION}: use a newer one.")
     if (version, digest) != (VERSION, DIGEST):
         raise ValueError(f"{file} has version {version} with {digest}; this omni_ckpt reads {VERSION} with {DIGEST}.")
     if outside := [name for name in files if not is_inside(name)]:
@@ -84,10 +93,10 @@ def seal(file: Path) -> Sealed:
     return Sealed(size, hasher.hexdigest())
 
 
-def damages(path: Path, files: Mapping[str, Sealed], *, deep: bool = True) -> list[str]:
+def damages(path: Path, files: Mapping[str, Sealed], *, shards: bool = True) -> list[str]:
     """Which of `files` in the directory `path` are not what they were, and how.
 
-    Those whose size is right are read, if `deep`.
+    Those whose size is right are read; shards only if `shards`.
     """
     problems = []
     for name, sealed in files.items():
@@ -96,16 +105,22 @@ def damages(path: Path, files: Mapping[str, Sealed], *, deep: bool = True) -> li
             problems.append(f"{file} is missing")
         elif (size := file.stat().st_size) != sealed.size:
             problems.append(f"{file} has {size} of {sealed.size} bytes")
-        elif deep and seal(file) != sealed:
+        elif (shards or file.suffix != SHARD) and seal(file) != sealed:
             problems.append(f"{file} holds other bytes than were written")
     return problems
 
 
 def glance(path: Path) -> list[str]:
     """What is wrong with checkpoint `path` at first sight: a manifest that cannot be read, files that are not there or
-    have other sizes. No file but the manifest is read; `verify` reads all."""
+    have other sizes, an index or plain values that are not what was written. Shards are not read; `verify` reads all.
+
+    Raises:
+        NewerFormat: if a newer version wrote it.
+    """
     try:
-        return damages(path, read_manifest(path), deep=False)
+        return damages(path, read_manifest(path), shards=False)
+    except NewerFormat:
+        raise
     except ValueError as problem:
         return [str(problem)]
 

@@ -1,13 +1,13 @@
 """The checkpoint to go on from: the newest that is whole, and why newer ones are not. Effect: disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
 from omni_ckpt.layout import damaged, steps
-from omni_ckpt.manifest import damages, glance, read_manifest
+from omni_ckpt.manifest import NewerFormat, damages, glance, read_manifest
 from omni_ckpt.ranks import Group, alone, gather, my_rank, on_first, together
 
 
@@ -21,14 +21,25 @@ class Choice:
     """What is wrong with each that is newer."""
 
 
-def newest_whole(root: Path, check: Callable[[Path], list[str]] = glance) -> Choice:
-    """The newest checkpoint under `root` with which `check` finds nothing wrong. Effect: reads.
+def newest_whole(root: Path) -> Choice:
+    """The newest checkpoint under `root` with which a `glance` finds nothing wrong. Effect: reads; for one process."""
+    return _choose(steps(root), glance)
 
-    `glance`, which is what a single process does before a run, compares sizes. With `check_together` every file is
-    read, and every rank calls this at the same time.
+
+def newest_whole_together(root: Path, *, group: Group = None) -> Choice:
+    """The newest checkpoint under `root` of which every file is what was written. Effect: collective; reads.
+
+    Raises:
+        OSError: if a file is there, but cannot be read.
     """
+    # As the first rank sees them: on a shared disk others may see them later.
+    paths = gather(steps(root) if my_rank() == 0 else (), group)[0]
+    return _choose(paths, lambda path: check_together(path, group=group))
+
+
+def _choose(paths: Sequence[Path], check: Callable[[Path], list[str]]) -> Choice:
     passed: dict[Path, list[str]] = {}
-    for path in reversed(steps(root)):
+    for path in reversed(paths):
         if not (problems := check(path)):
             return Choice(path, passed)
         passed[path] = problems
@@ -77,6 +88,8 @@ def _check_share(path: Path) -> list[str]:
     """What is wrong with this rank's share of the files."""
     try:
         files = sorted(read_manifest(path).items())
+    except NewerFormat:
+        raise
     except ValueError as problem:
         return [str(problem)]
     share = files if alone() else files[my_rank() :: dist.get_world_size()]

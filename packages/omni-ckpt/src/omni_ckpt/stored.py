@@ -51,7 +51,10 @@ _INDEX_TYPES = {
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
 # What unpickling a damaged file raises, besides what `find_class` below says.
-_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError),
+    *(OverflowError, RuntimeError, ImportError),
+)
 
 
 def stored(path: Path, *, prefix: str = "") -> dict[str, TensorSpec]:
@@ -159,6 +162,9 @@ def read_into(tensors: Mapping[str, Tensor], path: Path, index: Metadata, *, col
 @contextmanager
 def one_process_is_meant() -> Iterator[None]:
     """Leave out torch's warning that a load or a save without a process group is one of a single process: it is."""
+    if not alone():
+        yield  # Filters are the process's: they are not to change under a thread that runs beside this one.
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield
