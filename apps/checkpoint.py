@@ -17,15 +17,15 @@ from typing import Annotated, Any
 import tyro
 from preflight import run
 
-from omni_ckpt import Contents, Report, inspect, steps, verify
+from omni_ckpt import Contents, Report, as_place, inspect, steps, verify
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
     """What to look at, and for whom."""
 
-    path: tyro.conf.Positional[Path]
-    """A checkpoint, or the directory of a run, of which all are meant."""
+    path: tyro.conf.Positional[str]
+    """A checkpoint, or the directory of a run, of which all are meant; URLs are understood."""
     json: bool = False
     """Tell it to a program."""
 
@@ -49,10 +49,11 @@ def main(config: Looked) -> None:
     Raises:
         ValueError: if there is no checkpoint.
     """
-    if not config.path.exists():
+    root = as_place(config.path)
+    if not root.exists():
         raise ValueError(f"there is no {config.path}.")
     whole = True
-    for path in steps(config.path) or (config.path,):
+    for path in steps(root) or (root,):
         found = attempt(verify if isinstance(config, Verify) else inspect, path)
         whole &= not found.problems
         print(json.dumps(as_plain(found)) if config.json else tell(found), flush=True)

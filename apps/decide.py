@@ -160,9 +160,10 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
-    found = attempt(problems, find_checkpoint, config.out)
-    if model and config.out.is_dir():
-        attempt(problems, check_room, config.out, named_tensors(model), config.keep)
+    root = attempt(problems, config.checkpoints)
+    found = attempt(problems, find_checkpoint, root) if root else None
+    if model and isinstance(root, Path) and root.is_dir():
+        attempt(problems, check_room, root, named_tensors(model), config.keep)
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
     if found and model:
@@ -210,14 +211,14 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     )
 
 
-def find_checkpoint(out: Path) -> Path | None:
-    """The checkpoint below `out` to go on from, if there are any. Effect: looks at the sizes of files.
+def find_checkpoint(root: Path) -> Path | None:
+    """The checkpoint below `root` to go on from, if there are any. Effect: looks at the sizes of files.
 
     Raises:
         ValueError: if there are, and none is whole.
     """
-    choice = newest_whole(out)
-    refuse_none_whole(out, choice)
+    choice = newest_whole(root)
+    refuse_none_whole(root, choice)
     return choice.path
 
 

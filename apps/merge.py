@@ -14,7 +14,7 @@ import torch
 import tyro
 from preflight import run
 
-from omni_ckpt import latest, merge_to_hf, step_dir, steps
+from omni_ckpt import as_place, latest, merge_to_hf, step_dir, steps
 from omni_models import build_model, hf_keys, read_config
 
 
@@ -26,6 +26,8 @@ class Config:
     """Directory of the run: the --out of its training."""
     to: Path
     """Directory to write; it must not exist, or be empty."""
+    checkpoints: str | None = None
+    """Where the checkpoints are: the --save-to of the training. Left out: in the directory of the run."""
     step: int | None = None
     """Step of the checkpoint. Left out: the newest."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -41,12 +43,11 @@ def main(config: Config) -> None:
     assets = config.run / "model"
     if not (assets / "config.json").is_file():
         raise ValueError(f"{config.run} is not the directory of a run: it has no model/config.json.")
-    source = latest(config.run) if config.step is None else step_dir(config.run, config.step)
+    root = as_place(config.checkpoints or config.run)
+    source = latest(root) if config.step is None else step_dir(root, config.step)
     if source is None or not source.is_dir():
-        there = ", ".join(path.name for path in steps(config.run)) or "none"
-        raise ValueError(
-            f"{config.run} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}."
-        )
+        there = ", ".join(path.name for path in steps(root)) or "none"
+        raise ValueError(f"{root} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}.")
     check_free(config.to)
     to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
     merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)

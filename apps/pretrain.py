@@ -64,7 +64,7 @@ def main(config: Config) -> None:
         Keeper(config, run.order, world, dog.allowing) as keeper,
         rare_collections() as collect_at,
     ):
-        found = choose_checkpoint(config.out, world)
+        found = choose_checkpoint(config.checkpoints(), world)
 
         # Place. Each line takes the model and gives it back; each can be left out.
         mesh = make_mesh(run.spec, device_type=run.device)
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config.out, state.step, config.steps, trained=state.step - first), flush=True)
+            print(what_next(config, state.step, trained=state.step - first), flush=True)
 
 
 if __name__ == "__main__":

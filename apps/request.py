@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from omni_ckpt import Retention
+from omni_ckpt import Retention, as_place
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig, RecomputeConfig
@@ -29,6 +29,9 @@ class Config:
     """A directory with a tokenizer.json, a hub name, or bytes. Left out: the model's own, and bytes for a preset."""
     out: Path = Path("runs/pretrain")
     """Directory of the run: checkpoints, metrics.jsonl, and what the merged model will need."""
+    save_to: str | None = None
+    """Where checkpoints go: a directory, or a URL of object storage, s3://bucket/run for example (s3fs must be
+    installed). Left out: --out, where everything else is."""
     steps: int = 200
     """Optimizer steps of the whole run; the learning rate falls over all of them."""
     stop_after: int | None = None
@@ -92,6 +95,14 @@ class Config:
     recompute: RecomputeConfig = RecomputeConfig()
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()
+
+    def checkpoints(self) -> Path:
+        """The place of the checkpoints.
+
+        Raises:
+            ValueError: if it is a URL, and what reads URLs is not installed.
+        """
+        return as_place(self.save_to or self.out)
 
     def retention(self) -> Retention:
         """Which checkpoints stay."""

@@ -142,7 +142,7 @@ class Keeper:
         self.wait()
         everyone = merge_cursors(gather_objects(cursor))
         tree = _tree(state, everyone, self.order) | {"about": about}
-        path = step_dir(self.config.out, state.step)
+        path = step_dir(self.config.checkpoints(), state.step)
         if self.staging is None:
             with self.allowing(SAVE_S + MARGIN_S):
                 save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
@@ -163,7 +163,7 @@ class Keeper:
                 saving()
 
     def _prune(self, path: Path) -> None:
-        prune(self.config.out, self.config.retention(), at=self.at)
+        prune(self.config.checkpoints(), self.config.retention(), at=self.at)
 
     def _claim(self) -> str:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from request import Config
 from torch import Tensor
 
 Row = Mapping[str, Any]
@@ -149,8 +150,10 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def what_next(out: Path, step: int, steps: int, *, trained: int) -> str:
-    """What to type after a run that trained some steps and stands at `step` of `steps`. Pure."""
+def what_next(config: Config, step: int, *, trained: int) -> str:
+    """What to type after a run that trained some steps and stands at `step`. Pure."""
+    out, steps = config.out, config.steps
+    kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
     merged = f"{out}/merged-{step}"
     idle = "" if trained else "nothing was left to train: "
@@ -160,7 +163,7 @@ def what_next(out: Path, step: int, steps: int, *, trained: int) -> str:
             "",
             f"{idle}{out} stands at step {step}{past}. What next:",
             f"  go on      {'the same command again' if step < steps else longer}",
-            f"  merge      uv run apps/merge.py {out} --to {merged}",
+            f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
             f'  generate   uv run apps/infer.py {merged} --prompt "The "',
             "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
         )

@@ -22,9 +22,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_what_is_whole_is_told_and_exits_quietly(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(Verify(saved))
+    main(Verify(str(saved)))
     assert [": whole, 3 files" in line for line in capsys.readouterr().out.splitlines()] == [True, True]
-    main(Verify(step_dir(saved, 2)))
+    main(Verify(str(step_dir(saved, 2))))
     assert capsys.readouterr().out.count(": whole") == 1
 
 
@@ -34,13 +34,13 @@ def test_what_is_damaged_is_named_and_exits_with_one(
 ) -> None:
     (step_dir(saved, 2) / harmed).unlink()
     with pytest.raises(SystemExit, match="1"):
-        main(Verify(saved))
+        main(Verify(str(saved)))
     words = capsys.readouterr().out
     assert "step-00000001: whole" in words
     assert "step-00000002: damaged" in words
     assert harmed in words.splitlines()[-1]
     with pytest.raises(SystemExit, match="1"):
-        main(Verify(saved, json=True))
+        main(Verify(str(saved), json=True))
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["problems"], first["files"]) == ([], 3)
     assert harmed in second["problems"][0]
@@ -48,13 +48,13 @@ def test_what_is_damaged_is_named_and_exits_with_one(
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not a checkpoint of omni_ckpt: it has no MANIFEST\.json"):
-        main(Verify(tmp_path))
+        main(Verify(str(tmp_path)))
     with pytest.raises(ValueError, match=r"there is no .*absent"):
-        main(Verify(tmp_path / "absent"))
+        main(Verify(str(tmp_path / "absent")))
 
 
 def test_what_is_in_it_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(Inspect(step_dir(saved, 2)))
+    main(Inspect(str(step_dir(saved, 2))))
     words = capsys.readouterr().out
     assert "step-00000002: whole at first sight" in words
     for line in (
@@ -66,7 +66,7 @@ def test_what_is_in_it_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) 
     ):
         assert f"  {line}\n" in words
     assert "__0_0.distcp" in words
-    main(Inspect(saved, json=True))
+    main(Inspect(str(saved), json=True))
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["tensors"] == second["tensors"] == {"w": {"shape": [100, 2], "dtype": "bfloat16"}}
     assert second["plain"]["state"]["step"] == 2
@@ -77,5 +77,5 @@ def test_what_is_in_it_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_cannot_be_inspected_is_named(saved: Path, harmed: str, capsys: pytest.CaptureFixture[str]) -> None:
     (step_dir(saved, 2) / harmed).unlink()
     with pytest.raises(SystemExit, match="1"):
-        main(Inspect(saved))
+        main(Inspect(str(saved)))
     assert harmed in capsys.readouterr().out

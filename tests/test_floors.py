@@ -38,7 +38,13 @@ def test_a_package_declares_what_it_imports(package: str) -> None:
         line.split(">")[0].split("[")[0].replace("-", "_")
         for line in [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
     }
-    brought = {"pyarrow": "datasets", "fsspec": "datasets", "flash_attn": "flash_attn_4", "triton": "torch"}
+    brought = {
+        "pyarrow": "datasets",
+        "fsspec": "datasets",
+        "flash_attn": "flash_attn_4",
+        "triton": "torch",
+        "upath": "universal_pathlib",
+    }
     imported = {
         name.split(".")[0]
         for path in folder.glob("src/**/*.py")

@@ -245,5 +245,5 @@ def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Pa
 
 
 def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:
-    told = what_next(Path("runs/mine"), 12, 12, trained=0).splitlines()[1]
+    told = what_next(replace(SMALL, out=Path("runs/mine"), steps=12), 12, trained=0).splitlines()[1]
     assert told == "nothing was left to train: runs/mine stands at step 12, the last. What next:"

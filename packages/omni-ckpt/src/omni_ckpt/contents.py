@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_ckpt.manifest import Sealed, glance, read_manifest
+from omni_ckpt.places import as_place
 from omni_ckpt.stored import read_plain, stored
 from omni_ckpt.tree import TensorSpec
 
@@ -40,5 +41,5 @@ def inspect(path: Path) -> Contents:
     Raises:
         ValueError: if it is no checkpoint, or one of these is damaged.
     """
-    path = Path(path).absolute()
+    path = as_place(path)
     return Contents(path, stored(path), read_plain(path), read_manifest(path), tuple(glance(path)))

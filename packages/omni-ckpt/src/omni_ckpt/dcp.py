@@ -6,18 +6,19 @@ whole. A failure of any rank is raised by every rank. The same calls work in one
 """
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from omni_ckpt.disk import clear, publish, sync, write_json
+from omni_ckpt.disk import clear, publish, write_json
 from omni_ckpt.faults import At, nothing
-from omni_ckpt.layout import writing
+from omni_ckpt.layout import is_complete, writing
 from omni_ckpt.manifest import Sealed, refuse_damages, seal, write_manifest
+from omni_ckpt.places import as_place, is_local, sync
 from omni_ckpt.ranks import Group, agree, gather, make_group, my_rank, on_first, together
 from omni_ckpt.recover import check_together
 from omni_ckpt.saving import Saving
@@ -55,7 +56,7 @@ def save_dcp(
         tree: nested dicts of tensors and plain values (see `tree.py`). A DTensor is written in shards. A tensor that
             is whole on several ranks must be equal on them: one copy is written, and it may be of any. Plain values
             have the same names on every rank, and those of rank 0 are written.
-        path: on a disk that all ranks share.
+        path: on a disk that all ranks share, or in object storage: see `as_place`.
         group: of all ranks, for what they tell each other; None is the default group.
         then: called by the first rank with `path`, after the commit: to prune, for example.
         at: called at each point of the way: see `faults.py`.
@@ -65,7 +66,7 @@ def save_dcp(
             cannot be stored, each by name.
         OSError: if a rank cannot write. Nothing is published then.
     """
-    return _save(lambda: _live(tree), Path(path).absolute(), group, then, at)
+    return _save(lambda: _live(tree), as_place(path), group, then, at)
 
 
 def begin_save_dcp(
@@ -111,7 +112,7 @@ def begin_save_dcp(
 
     def work() -> Path:
         try:
-            return _save(take, Path(path).absolute(), group or own, then, at)
+            return _save(take, as_place(path), group or own, then, at)
         finally:
             if taken and room is not None:
                 room.busy.release()
@@ -136,7 +137,7 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check:
         ValueError: before any tensor is read, with everything that does not fit, or each damaged file, by name.
         OSError, RuntimeError: if reading fails, with the directory.
     """
-    path = Path(path).absolute()
+    path = as_place(path)
     task = f"load {path}"
     tensors, plain = together(task, lambda: _in_memory(tree))
     agree(task, {"the path": str(path)})
@@ -189,7 +190,8 @@ def _save(take: Callable[[], _Content], path: Path, group: Group, then: Callable
     except (ValueError, OSError, RuntimeError):
         if my_rank() == 0:
             # Best effort: on a full disk this is the space that the next save needs. The error is the one above.
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                clear(temporary)
         raise
     if then is not None:
         on_first(f"clear up after {path}", lambda: then(path), group)
@@ -199,7 +201,7 @@ def _save(take: Callable[[], _Content], path: Path, group: Group, then: Callable
 def _storable(take: Callable[[], _Content], path: Path, at: At) -> _Content:
     content = take()
     at("staged", path)
-    if path.exists():
+    if path.exists() and (is_local(path) or is_complete(path)):
         raise ValueError("it exists, and a checkpoint is never overwritten. Delete it or choose another path.")
     return content
 
@@ -213,11 +215,11 @@ def _in_memory(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Pl
 
 def _start(temporary: Path) -> None:
     clear(temporary)
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=not is_local(temporary))
 
 
 def _check_shared(temporary: Path, at: At) -> None:
-    if not temporary.is_dir():
+    if is_local(temporary) and not temporary.is_dir():
         raise OSError(f"{temporary}, made by rank 0, is not seen here: all ranks must share the disk.")
     at("begun", temporary)
 

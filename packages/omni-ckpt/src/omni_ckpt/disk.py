@@ -1,17 +1,17 @@
-"""Directories that are there whole or not at all. Effect: disk.
+"""Directories that are there whole or not at all. Effect: disk or network.
 
-A directory is written under another name, everything in it is flushed to the device, and one rename completes it. To
-delete one, it is renamed away first. Killed anywhere, what has the name is whole.
+On a disk a directory is written under another name, everything in it is flushed to the device, and one rename completes
+it. To delete one, it is renamed away first. In object storage, where a rename is a copy, its manifest, which is written
+last and deleted first, is what completes it. Killed anywhere, what is complete is whole.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omni_ckpt.layout import deleting
+from omni_ckpt.layout import MANIFEST_FILE, deleting
+from omni_ckpt.places import as_place, is_local, remove, sync
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def read_json(path: Path, name: str, take: Callable[[Any], T]) -> T:
     Raises:
         ValueError: if there is no such file, or one in which it is not found, with the file.
     """
-    file = Path(path) / name
+    file = as_place(path) / name
     if not file.is_file():
         raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {name}.")
     try:
@@ -42,31 +42,26 @@ def is_inside(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..")
 
 
-def sync(path: Path) -> None:
-    """Wait until `path` is on the device: the bytes of a file, or the names in a directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def publish(temporary: Path, path: Path) -> None:
-    """Give the finished directory `temporary` its name, durably. This is the commit: before it, there is no `path`."""
-    sync(temporary)
-    temporary.rename(path)
-    sync(path.parent)
+    """Complete the finished directory `temporary` as `path`, durably. This is the commit: before it there is none."""
+    if is_local(path):
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
 
 
 def clear(path: Path) -> None:
     """Delete the directory `path`, which nobody takes for complete, if it is there."""
     if path.exists():
-        shutil.rmtree(path)
+        remove(path)
 
 
 def unname(path: Path) -> Path:
-    """Take its name from the directory `path`, so that nobody takes it for complete, and return where it is now."""
+    """Let nobody take the directory `path` for complete any more, and return where it is now."""
     doomed = deleting(path)
-    clear(doomed)
-    path.rename(doomed)
+    if is_local(path):
+        clear(doomed)
+        path.rename(doomed)
+    else:
+        (path / MANIFEST_FILE).unlink()
     return doomed

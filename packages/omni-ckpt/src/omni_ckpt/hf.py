@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from omni_ckpt.disk import clear, publish, sync, write_json
+from omni_ckpt.disk import clear, publish, write_json
 from omni_ckpt.layout import writing
 from omni_ckpt.manifest import damages, read_manifest, refuse_damages
+from omni_ckpt.places import as_place, sync
 from omni_ckpt.stored import check_files, read_index, read_into, specs_in
 from omni_ckpt.tree import TensorSpec, named
 
@@ -74,7 +75,7 @@ def merge_to_hf(
         ValueError: if `target` is not empty, nothing is below `prefix`, `source` is damaged, or `to_hf` needs tensors
             together that are in different files.
     """
-    source, target = Path(source), Path(target)
+    source, target = as_place(source), Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} is not empty, and a model is never overwritten. Delete it or choose another one.")
     index = read_index(source)

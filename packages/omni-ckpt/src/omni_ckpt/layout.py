@@ -5,12 +5,17 @@
     root/step-00000000.gone      being deleted, or left behind by a prune that was killed
     root/step-00000030.damaged   found damaged by a run that went on from an older one; for a person to look at
 
-So a complete checkpoint is known by its name alone, and nothing here opens one.
+So a complete checkpoint is known by its name alone, and nothing here opens one. In object storage, where nothing is
+renamed, `root/step-00000010` is complete if it has a manifest.
 """
 
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+
+from omni_ckpt.places import as_place, is_local
+
+MANIFEST_FILE = "MANIFEST.json"
 
 _PREFIX = "step-"
 _WRITING = ".tmp"
@@ -26,7 +31,7 @@ def step_dir(root: Path, step: int) -> Path:
     """
     if step < 0:
         raise ValueError(f"step={step}: a step is at least 0.")
-    return Path(root) / f"{_PREFIX}{step:08d}"
+    return as_place(root) / f"{_PREFIX}{step:08d}"
 
 
 def step_of(path: Path) -> int:
@@ -43,8 +48,13 @@ def step_of(path: Path) -> int:
 
 def steps(root: Path) -> tuple[Path, ...]:
     """The complete checkpoints under `root`, oldest first; none if there is no `root`."""
-    found = (path for path in _entries(root) if _parse(path.name) is not None and path.is_dir())
+    found = (path for path in _entries(root) if _parse(path.name) is not None and is_complete(path))
     return tuple(sorted(found, key=step_of))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether `path` is a checkpoint that was committed, by its name or by its manifest."""
+    return path.is_dir() if is_local(path) else (path / MANIFEST_FILE).exists()
 
 
 def latest(root: Path) -> Path | None:
@@ -62,20 +72,21 @@ def leftovers(root: Path) -> list[Path]:
     until = -1 if newest is None else step_of(newest)
 
     def is_left(path: Path) -> bool:
-        step = _parse(path.stem)
-        return step is not None and (path.suffix == _DELETING or (path.suffix == _WRITING and step <= until))
+        step = _parse(path.name.removesuffix(path.suffix))
+        half = path.suffix == _WRITING if is_local(path) else not path.suffix and not is_complete(path)
+        return step is not None and (path.suffix == _DELETING or (half and step <= until))
 
     return sorted(path for path in _entries(root) if is_left(path))
 
 
 def writing(path: Path) -> Path:
-    """Where `path` is written before it is complete: a sibling, so that a rename can complete it."""
-    return path.with_name(path.name + _WRITING)
+    """Where `path` is written before it is complete: on a disk a sibling, so that a rename can complete it."""
+    return path.with_name(path.name + _WRITING) if is_local(path) else path
 
 
 def deleting(path: Path) -> Path:
-    """What `path` is called from the moment its deletion begins."""
-    return path.with_name(path.name + _DELETING)
+    """What `path` is called from the moment its deletion begins; in object storage it keeps its name."""
+    return path.with_name(path.name + _DELETING) if is_local(path) else path
 
 
 def damaged(path: Path) -> Path:
@@ -85,7 +96,7 @@ def damaged(path: Path) -> Path:
 
 
 def _entries(root: Path) -> Iterator[Path]:
-    root = Path(root)
+    root = as_place(root)
     return root.iterdir() if root.is_dir() else iter(())
 
 

@@ -19,8 +19,9 @@ import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from omni_ckpt.disk import is_inside, read_json, write_json
+from omni_ckpt.layout import MANIFEST_FILE
+from omni_ckpt.places import as_place
 
-MANIFEST_FILE = "MANIFEST.json"
 PIN_FILE = "PINNED"
 """Whoever puts a file of this name into a checkpoint keeps it from being pruned."""
 VERSION = 1
@@ -68,7 +69,7 @@ def read_manifest(path: Path) -> dict[str, Sealed]:
         ValueError: if `path` has no manifest, or one that is damaged, newer than this, or names files elsewhere.
     """
     version, digest, files = read_json(path, MANIFEST_FILE, _take)
-    file = Path(path) / MANIFEST_FILE
+    file = as_place(path) / MANIFEST_FILE
     if isinstance(version, int) and version > VERSION:
         raise NewerFormat(f"{file} has version {version}; this omni_ckpt reads {VERSION}: use a newer one.")
     if (version, digest) != (VERSION, DIGEST):
@@ -132,7 +133,7 @@ def verify(path: Path) -> Report:
     Raises:
         ValueError: if `path` has no manifest that can be read.
     """
-    path = Path(path).absolute()
+    path = as_place(path)
     files = read_manifest(path)
     strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE, PIN_FILE})
     problems = (*damages(path, files), *(f"{path / name} is in no manifest" for name in strange))
@@ -145,22 +146,49 @@ def refuse_damages(path: Path, problems: Iterable[str]) -> None:
         raise ValueError(f"{path} is damaged: {len(found)} file{'s' * (len(found) != 1)}. {'; '.join(found[:10])}.")
 
 
-class SealingFiles(FileSystem):
-    """torch's files, of which each is sealed while it is written, into `sealed` by name."""
+class Files(FileSystem):
+    """torch's files, in whatever place: what it asks of paths, asked of places."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+        with as_place(path).open(mode) as stream:  # pyright: ignore[reportArgumentType] torch gives back what it got.
+            yield stream  # pyright: ignore[reportReturnType]
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> Any:
+        return as_place(path) / suffix  # pyright: ignore[reportArgumentType]
+
+    def init_path(self, path: str | os.PathLike[str]) -> Any:
+        return as_place(path)  # pyright: ignore[reportArgumentType]
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        path.rename(new_path)
+
+    def mkdir(self, path: Any) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def exists(self, path: Any) -> bool:
+        return path.exists()
+
+    def rm_file(self, path: Any) -> None:
+        path.unlink()
+
+
+class SealingFiles(Files):
+    """Files of which each is sealed while it is written, into `sealed` by name."""
 
     def __init__(self, before_piece: Callable[[], None]) -> None:
         self.sealed: dict[str, Sealed] = {}
         self.before_piece = before_piece
 
     @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+    def create_stream(self, path: Any, mode: str) -> Generator[io.IOBase, None, None]:
         with super().create_stream(path, mode) as stream:
             if "w" not in mode:
                 yield stream
                 return
             writer = _Sealing(stream, self.before_piece)
             yield writer  # pyright: ignore[reportReturnType] It has what torch asks of one.
-            self.sealed[Path(path).name] = Sealed(writer.size, writer.hasher.hexdigest())
+            self.sealed[path.name] = Sealed(writer.size, writer.hasher.hexdigest())
 
 
 class _Sealing:

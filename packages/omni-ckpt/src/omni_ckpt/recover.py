@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from omni_ckpt.layout import damaged, steps
 from omni_ckpt.manifest import NewerFormat, damages, glance, read_manifest
+from omni_ckpt.places import as_place, move
 from omni_ckpt.ranks import Group, alone, gather, my_rank, on_first, together
 
 
@@ -62,7 +63,7 @@ def check_together(path: Path, *, group: Group = None) -> list[str]:
     Raises:
         OSError: if a file is there, but cannot be read.
     """
-    each = gather(together(f"read {path}", lambda: _check_share(Path(path)), group), group)
+    each = gather(together(f"read {path}", lambda: _check_share(as_place(path)), group), group)
     return list(dict.fromkeys(problem for problems in each for problem in problems))
 
 
@@ -76,11 +77,11 @@ def set_aside(choice: Choice, *, group: Group = None) -> dict[Path, Path]:
     """
     moved = {path: damaged(path) for path in choice.damaged} if my_rank() == 0 else {}
 
-    def move() -> None:
+    def rename() -> None:
         for path, aside in moved.items():
-            path.rename(aside)
+            move(path, aside)
 
-    on_first("set damaged checkpoints aside", move, group)
+    on_first("set damaged checkpoints aside", rename, group)
     return gather(moved, group)[0]
 
 

@@ -9,6 +9,7 @@ from omni_ckpt.disk import clear, unname
 from omni_ckpt.faults import At, nothing
 from omni_ckpt.layout import leftovers, step_of, steps
 from omni_ckpt.manifest import PIN_FILE, glance
+from omni_ckpt.places import as_place
 from omni_ckpt.stored import read_plain
 
 
@@ -67,7 +68,7 @@ def prune(root: Path, keep: int | Retention, *, at: At = nothing) -> list[Path]:
         ValueError: as `to_prune`.
         OSError: if something cannot be deleted.
     """
-    root = Path(root).absolute()
+    root = as_place(root)
     victims = to_prune(root, keep)
     for victim in victims:
         doomed = unname(victim)

@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from omni_ckpt.disk import is_inside, read_json
-from omni_ckpt.manifest import refuse_damages
+from omni_ckpt.manifest import Files, refuse_damages
+from omni_ckpt.places import as_place
 from omni_ckpt.ranks import alone
 from omni_ckpt.tree import TensorSpec
 
@@ -80,13 +81,15 @@ def read_plain(path: Path) -> dict[str, Any]:
     """
     version, plain = read_json(path, PLAIN_FILE, lambda content: (content["version"], content["plain"]))
     if version != VERSION:
-        raise ValueError(f"{Path(path) / PLAIN_FILE} has version {version}; this omni_ckpt reads version {VERSION}.")
+        raise ValueError(
+            f"{as_place(path) / PLAIN_FILE} has version {version}; this omni_ckpt reads version {VERSION}."
+        )
     return plain
 
 
 def read_index(path: Path) -> Metadata:
     """The index of checkpoint `path`, in torch's form; no code in it is run, and no file outside `path` is named."""
-    file = Path(path) / INDEX_FILE
+    file = as_place(path) / INDEX_FILE
     if not file.is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.")
     try:
@@ -184,8 +187,8 @@ class _Reader(FileSystemReader):
     """torch's reader with an index that is read already: its own way would unpickle anything, on every call."""
 
     def __init__(self, path: Path, index: Metadata) -> None:
-        super().__init__(path)
-        self._index = index
+        super().__init__(Path())  # torch's own files know local paths only.
+        self.fs, self.path, self._index = Files(), path, index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._index

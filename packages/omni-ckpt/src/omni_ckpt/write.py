@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from omni_ckpt.disk import sync
 from omni_ckpt.manifest import Sealed, SealingFiles
+from omni_ckpt.places import sync
 from omni_ckpt.ranks import Group, alone, my_rank
 from omni_ckpt.stored import one_process_is_meant
 
@@ -76,8 +76,8 @@ class _Writer(FileSystemWriter):
     fs: SealingFiles
 
     def __init__(self, path: Path, before_piece: Callable[[], None], **kwargs: Any) -> None:
-        super().__init__(path, **kwargs)
-        self.fs = SealingFiles(before_piece)
+        super().__init__(Path(), **kwargs)  # torch's own files know local paths only.
+        self.fs, self.path = SealingFiles(before_piece), path
 
     def storage_meta(self) -> None:
         """Nothing: torch would put the path of the temporary directory into the index, which is of no use later."""

@@ -1,0 +1,109 @@
+"""The laws of checkpoints, in storage that is no disk: the manifest is the commit."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omni_ckpt import (
+    as_place,
+    begin_save_dcp,
+    inspect,
+    latest,
+    load_dcp,
+    merge_to_hf,
+    newest_whole,
+    newest_whole_together,
+    prune,
+    save_dcp,
+    set_aside,
+    step_dir,
+    step_of,
+    steps,
+    verify,
+)
+from omni_ckpt.faults import Fault
+
+
+def tree(value):
+    return {"state": {"model": {"w": torch.full((1000,), float(value))}, "step": int(value)}}
+
+
+@pytest.fixture(params=["memory", "file"])
+def root(request, tmp_path):
+    place = as_place(f"{request.param}://{tmp_path}/run")
+    yield place
+    if place.exists():
+        place.rmdir(recursive=True)
+
+
+def test_what_is_saved_comes_back(root):
+    path = save_dcp(tree(1), step_dir(root, 1))
+    other = begin_save_dcp(tree(2), step_dir(root, 2))()
+    assert [step_of(found) for found in steps(root)] == [1, 2]
+    assert latest(root) == other
+    for place, value in ((path, 1), (other, 2)):
+        loaded = load_dcp(tree(0), place)["state"]
+        assert (loaded["step"], loaded["model"]["w"].tolist()) == (value, [float(value)] * 1000)
+        assert verify(place).problems == ()
+    assert list(inspect(path).tensors) == ["state.model.w"]
+    assert {file.name for file in path.iterdir()} == {".metadata", "__0_0.distcp", "state.json", "MANIFEST.json"}
+
+
+def test_without_its_manifest_it_is_not_there_and_can_be_saved_again(root):
+    for step in (1, 2, 3):
+        save_dcp(tree(step), step_dir(root, step))
+    for step in (1, 3):
+        (step_dir(root, step) / "MANIFEST.json").unlink()
+    assert [step_of(found) for found in steps(root)] == [2]
+    prune(root, 2)
+    assert not step_dir(root, 1).exists(), "older than a whole one, it is a remainder"
+    assert step_dir(root, 3).exists(), "newer, it may be being written"
+    save_dcp(tree(3), step_dir(root, 3))
+    assert load_dcp(tree(0), step_dir(root, 3))["state"]["step"] == 3
+    with pytest.raises(ValueError, match="never overwritten"):
+        save_dcp(tree(3), step_dir(root, 3))
+
+
+def test_what_is_pruned_is_gone(root):
+    for step in (1, 2, 3):
+        save_dcp(tree(step), step_dir(root, step))
+    prune(root, 1)
+    assert [path.name for path in root.iterdir()] == ["step-00000003"]
+
+
+def test_damage_is_found_and_set_aside(root):
+    for step in (1, 2):
+        save_dcp(tree(step), step_dir(root, step))
+    Fault("published", 0, "flip")("published", step_dir(root, 2))
+    assert newest_whole(root).path == step_dir(root, 2)
+    choice = newest_whole_together(root)
+    assert choice.path == step_dir(root, 1)
+    set_aside(choice)
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000001", "step-00000002.damaged"]
+    assert {file.name for file in (root / "step-00000002.damaged").iterdir()} >= {"MANIFEST.json", "__0_0.distcp"}
+    save_dcp(tree(2), step_dir(root, 2))
+
+
+@pytest.mark.parametrize("point", ["begun", "writing", "written", "indexed", "sealed"])
+def test_a_save_that_fails_leaves_nothing_that_counts(point, root):
+    save_dcp(tree(1), step_dir(root, 1))
+    with pytest.raises(OSError, match="No space left on device"):
+        save_dcp(tree(2), step_dir(root, 2), at=Fault(point, 0, "full"))
+    assert latest(root) == step_dir(root, 1)
+    assert not step_dir(root, 2).exists()
+
+
+def test_a_merge_reads_from_it(root, tmp_path):
+    merge_to_hf(save_dcp(tree(1), step_dir(root, 1)), tmp_path / "hf")
+    assert load_file(tmp_path / "hf" / "model.safetensors")["w"].tolist() == [1.0] * 1000
+
+
+def test_a_url_is_not_to_be_a_path_and_needs_its_library(monkeypatch):
+    with pytest.raises(ValueError, match="was a URL, which a Path has spoilt"):
+        as_place(Path("s3://bucket/run"))
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(ValueError, match=r"s3://bucket/run is a URL, for which omni-ckpt\[remote\]"):
+        as_place("s3://bucket/run")
