@@ -27,16 +27,17 @@ def saved(out: Path) -> list[int]:
     return [step_of(path) for path in steps(out)]
 
 
-def test_a_gradient_of_one_rank_that_is_not_a_number_changes_nothing_on_any(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["nan", "inf"])
+def test_a_gradient_of_one_rank_that_is_not_finite_changes_nothing_on_any(what: str, run: Run, tmp_path: Path) -> None:
     config = config_in(tmp_path / "run", save_every=1, keep=9)
-    results = run(train_with, 2, config, {3: (1, "nan")})
+    results = run(train_with, 2, config, {3: (1, what)})
     assert [result["alike"] for result in results] == [[3], [3]]
     rows = results[0]["rows"]
     assert [row["step"] for row in rows] == [1, 2, 4, 5, 6]
     assert [row["lr"] for row in rows] == [decide(config, 2).schedule(row["step"] - 1) for row in rows]
     assert saved(config.out) == [1, 2, 4, 5, 6], "a state is saved once a step with it was finite"
     (told,) = (json.loads(line) for line in (config.out / "skipped.jsonl").read_text().splitlines())
-    assert (told["step"], told["grad_norm"], told["cursor"]["rows"]) == (3, "nan", 36)
+    assert (told["step"], told["grad_norm"], told["cursor"]["rows"]) == (3, what, 36)
     whole = run(train, 2, replace(config, out=tmp_path / "whole"))[0]
     assert numbers(rows)[:2] == numbers(whole)[:2]
     assert rows[2]["loss"] != whole[3]["loss"]

@@ -18,8 +18,11 @@ from omni_parallel import state_tree
 
 
 def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[str, Any]:
-    """The metrics of a run in which at some steps (counted from one) something happens to one rank: a signal by name,
-    or "nan", a gradient that is not a number; and whether updates of such a step left all of the state as it was."""
+    """The metrics of a run in which at some steps (counted from one) something happens to one rank.
+
+    It is a signal by name, or "nan" or "inf": a gradient that is not finite. Also tells of which steps the update left
+    all of the state as it was.
+    """
     whole, step, alike = pretrain.accumulate_grads_, [0], dict[int, bool]()
     update = pretrain.update
 
@@ -28,8 +31,8 @@ def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[s
         result = whole(model, *args, **kwargs)
         rank, what = happens.get(step[0], (-1, ""))
         if rank == dist.get_rank():
-            if what == "nan":
-                next(p.grad for p in model.parameters() if p.grad is not None).mul_(torch.nan)
+            if what in ("nan", "inf"):
+                local(next(p.grad for p in model.parameters() if p.grad is not None)).fill_(float(what))
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return result

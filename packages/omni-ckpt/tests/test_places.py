@@ -74,6 +74,16 @@ def test_what_is_pruned_is_gone(root):
     assert [path.name for path in root.iterdir()] == ["step-00000003"]
 
 
+def test_a_prune_that_stops_leaves_nothing_half_that_counts(root):
+    for step in (1, 2):
+        save_dcp(tree(step), step_dir(root, step))
+    with pytest.raises(OSError, match="Input/output error"):
+        prune(root, 1, at=Fault("pruned", 0, "broken"))
+    assert [step_of(path) for path in steps(root)] == [2]
+    prune(root, 1)
+    assert [path.name for path in root.iterdir()] == ["step-00000002"]
+
+
 def test_damage_is_found_and_set_aside(root):
     for step in (1, 2):
         save_dcp(tree(step), step_dir(root, step))
