@@ -7,16 +7,12 @@ with them. XXH3 (Collet, 2019) is faster than any disk. It finds damage, not for
 change the manifest too.
 """
 
-import io
-import os
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from torch.distributed.checkpoint.filesystem import FileSystem
 
 from omni_ckpt.disk import is_inside, read_json, write_json
 from omni_ckpt.layout import MANIFEST_FILE
@@ -144,76 +140,3 @@ def refuse_damages(path: Path, problems: Iterable[str]) -> None:
     """Raises `ValueError` if there are `problems`, with the first of them."""
     if found := list(problems):
         raise ValueError(f"{path} is damaged: {len(found)} file{'s' * (len(found) != 1)}. {'; '.join(found[:10])}.")
-
-
-class Files(FileSystem):
-    """torch's files, in whatever place: what it asks of paths, asked of places."""
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
-        with as_place(path).open(mode) as stream:  # pyright: ignore[reportArgumentType] torch gives back what it got.
-            yield stream  # pyright: ignore[reportReturnType]
-
-    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> Any:
-        return as_place(path) / suffix  # pyright: ignore[reportArgumentType]
-
-    def init_path(self, path: str | os.PathLike[str]) -> Any:
-        return as_place(path)  # pyright: ignore[reportArgumentType]
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        path.rename(new_path)
-
-    def mkdir(self, path: Any) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-
-    def exists(self, path: Any) -> bool:
-        return path.exists()
-
-    def rm_file(self, path: Any) -> None:
-        path.unlink()
-
-
-class SealingFiles(Files):
-    """Files of which each is sealed while it is written, into `sealed` by name."""
-
-    def __init__(self, before_piece: Callable[[], None]) -> None:
-        self.sealed: dict[str, Sealed] = {}
-        self.before_piece = before_piece
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Generator[io.IOBase, None, None]:
-        with super().create_stream(path, mode) as stream:
-            if "w" not in mode:
-                yield stream
-                return
-            writer = _Sealing(stream, self.before_piece)
-            yield writer  # pyright: ignore[reportReturnType] It has what torch asks of one.
-            self.sealed[path.name] = Sealed(writer.size, writer.hasher.hexdigest())
-
-
-class _Sealing:
-    """A stream that is only ever added to, and what was added."""
-
-    def __init__(self, stream: Any, before_piece: Callable[[], None]) -> None:
-        self.stream, self.hasher, self.size = stream, xxhash.xxh3_128(), 0
-        self.before_piece = before_piece
-
-    def write(self, data: Any) -> int:
-        self.before_piece()
-        view = memoryview(data).cast("B")
-        self.hasher.update(view)
-        self.size += view.nbytes
-        self.stream.write(view)
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def close(self) -> None:
-        self.stream.close()

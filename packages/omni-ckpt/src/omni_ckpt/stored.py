@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from omni_ckpt.disk import is_inside, read_json
-from omni_ckpt.manifest import Files, refuse_damages
+from omni_ckpt.files import Files
+from omni_ckpt.manifest import refuse_damages
 from omni_ckpt.places import as_place
 from omni_ckpt.ranks import alone
 from omni_ckpt.tree import TensorSpec

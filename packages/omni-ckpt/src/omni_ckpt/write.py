@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from omni_ckpt.manifest import Sealed, SealingFiles
+from omni_ckpt.files import SealingFiles
+from omni_ckpt.manifest import Sealed
 from omni_ckpt.places import sync
 from omni_ckpt.ranks import Group, alone, my_rank
 from omni_ckpt.stored import one_process_is_meant
