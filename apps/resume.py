@@ -69,9 +69,11 @@ def load_run(state: TrainState, found: Path, order: Order) -> tuple[TrainState, 
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
     """
-    about = read_plain(found).get("about", {})
+    plain = read_plain(found)
+    about = plain.get("about", {})
     check_about(about, found)
-    tree = load_dcp(_tree(state, Cursor(), order) | {"about": about}, found, check=False)
+    tree = _tree(state, Cursor(), order) | {"cursor": plain.get("cursor", {}), "about": about}
+    tree = load_dcp(tree, found, check=False)
     return restore_state(state, tree["state"]), cursor_from_json(tree["cursor"]), about.get("best")
 
 

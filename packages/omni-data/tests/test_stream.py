@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_data import Cursor, Documents, merge_cursors, permute, stream_batches, synthetic_documents, unpack_batch
+from omni_data import (
+    Cursor,
+    Documents,
+    Position,
+    merge_cursors,
+    permute,
+    stream_batches,
+    synthetic_documents,
+    unpack_batch,
+)
 
 V = 12
 S = 16
@@ -92,12 +101,12 @@ def test_a_document_longer_than_rows_is_split_over_them():
     source = Documents("long", [list(range(10))])
     rows, cursor = read_globally(3, source=source, virtual_shards=1, seq_len=4)
     assert rows == [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 9], [0, 1]]]
-    assert cursor == Cursor(3, ((1, 2),))
+    assert cursor.positions[""][0][1:] == (1, 2, 0)
 
 
 def test_a_finished_document_is_not_in_progress():
     _, cursor = read_globally(1, source=Documents("two", [[1, 2], [3, 4]]), virtual_shards=1, seq_len=4)
-    assert cursor == Cursor(1, ((2, 0),))
+    assert cursor.positions[""][0][1:] == (2, 0, 0)
 
 
 def test_every_document_ends_with_eos():
@@ -111,8 +120,9 @@ def test_a_rank_reads_its_own_virtual_shards_only():
     reads = []
     stepped = list(islice(stream(Counting(reads), shard=1, num_shards=4, shuffle=False), 9))
     cursor = stepped[-1][1]
-    assert all(position == (0, 0) for v, position in enumerate(cursor.positions) if v % 4 != 1)
-    assert all(position > (0, 0) for v, position in enumerate(cursor.positions) if v % 4 == 1)
+    positions = cursor.positions[""]
+    assert all(position == Position() for v, position in enumerate(positions) if v % 4 != 1)
+    assert all(position.at > 0 or position.used > 0 for v, position in enumerate(positions) if v % 4 == 1)
 
 
 def test_resuming_reads_only_the_documents_in_progress():
@@ -156,7 +166,7 @@ def test_a_source_without_tokens_ends_in_an_error():
 
 
 def test_text_without_a_tokenizer_is_an_error():
-    with pytest.raises(ValueError, match="words: documents are text; give `tokenize`"):
+    with pytest.raises(ValueError, match="words: row 0: documents are text; give `tokenize`"):
         next(stream(Documents("words", ["ab"])))
 
 
@@ -182,15 +192,15 @@ def test_a_source_that_changed_under_the_cursor_is_an_error():
             "(from the start of a run), or num_shards=4.",
         ),
         (
-            {"cursor": Cursor(2, ((0, 0),) * 3)},
+            {"cursor": Cursor(2, {"": (Position(),) * 3})},
             "the cursor is of 3 virtual shards, this stream has 12: take virtual_shards=3.",
         ),
         ({"cursor": Cursor(2)}, "the cursor is after 2 rows but has no positions; the start is Cursor()."),
         (
-            {"cursor": Cursor(6, ((0, 0),) * 12), "num_shards": 4},
+            {"cursor": Cursor(6, {"": (Position(),) * 12}), "num_shards": 4},
             "the cursor is after 6 rows, which num_shards=4 ranks cannot have shared evenly: take num_shards=3 or 6.",
         ),
-        ({"source": Documents("none", [])}, "the source has no documents."),
+        ({"source": Documents("none", [])}, "none: the source has no documents."),
     ],
 )
 def test_contradictions_are_found_before_the_first_batch(options, message):

@@ -7,14 +7,20 @@ without a replay.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 Document = str | list[int]
 """Text, or token ids."""
 
 
-class Source(Protocol):
-    """A sized, random access collection of documents."""
+class Source(Protocol[T_co]):
+    """A sized, random access collection.
+
+    It may also have a method `place(i) -> str`, which says where item `i` is from in the words of an error message
+    (`place_of`).
+    """
 
     @property
     def name(self) -> str:
@@ -25,8 +31,8 @@ class Source(Protocol):
         """How many documents there are."""
         ...
 
-    def __getitem__(self, i: int, /) -> Document:
-        """Document `i`; raises IndexError past the end, so that a source can be iterated."""
+    def __getitem__(self, i: int, /) -> T_co:
+        """Item `i`; raises IndexError past the end, so that a source can be iterated."""
         ...
 
 
@@ -42,6 +48,12 @@ class Documents:
 
     def __getitem__(self, i: int, /) -> Document:
         return self.documents[i]
+
+
+def place_of(source: Source[Any], i: int) -> str:
+    """Where item `i` of `source` is from: what the source says itself, or else its row."""
+    place = getattr(source, "place", None)
+    return f"{source.name}: row {i}" if place is None else place(i)
 
 
 def document_of(record: object, field: str) -> Document:

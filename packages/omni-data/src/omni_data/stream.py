@@ -1,47 +1,44 @@
 """Documents to packed batches, in one global order that does not depend on who reads.
 
-The order, from a source of n documents and V virtual shards:
+1. Global row g belongs to virtual shard g mod V. Rank r of R takes the rows with g mod R = r, in order; R divides V, so
+   a rank reads its own virtual shards only.
+2. Which of several sources it is from is a formula of g (`mix`).
+3. It is the next row that the virtual shard makes of that source: of its documents (`read`), packed (`window`).
 
-1. There is an endless sequence of documents t = 0, 1, 2, ...: in epoch t // n, document `permute(t % n)` of the source,
-   by another bijection in every epoch.
-2. Virtual shard v reads documents v, v + V, v + 2V, ... and lays them end to end in rows of exactly S tokens. A
-   document that does not fit is split; the rest opens the shard's next row, as a document of its own.
-3. Global row g is the next row of virtual shard g mod V. Rank r of R takes the rows with g mod R = r, in order.
-
-R divides V, so a rank reads its own virtual shards only, and a run of global rows is the same rows for every R and for
-every way to cut them in batches. Where the stream stands is one position per virtual shard (`Cursor`), which any other
-R can resume from: only the documents in progress are read again.
+So a run of global rows is the same rows for every R, for every way to cut them in batches, and for every number of
+processes that make them. Where the stream stands is one position per source and virtual shard (`Cursor`), which any
+other R can resume from: only the window in progress is made again.
 
 Dimensions: B rows of a batch, S tokens a row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from omni_data.cursor import Cursor
+from omni_data.cursor import Cursor, Position
 from omni_data.document import Source
-from omni_data.order import permute
+from omni_data.make import Encode, Making, Windows, encode_document, rows_of
+from omni_data.mix import Part, mix_problems, pick_part, weight_at
 from omni_data.pack import Batch, pack_batch
+from omni_data.sample import Counts
+from omni_data.window import Packing, Row, Window
+from omni_data.workers import start_workers
 
 T = TypeVar("T")
 Stream = Iterator[tuple[T, Cursor]]
 """Items, each with the cursor from which the stream continues after it."""
 
-Tokens = NDArray[np.int32]
-Position = tuple[int, int]
-"""Documents consumed, and tokens used of the one in progress."""
-
-_PATIENCE = 20
-"""Epochs of documents without a token, in a row, after which a virtual shard gives up. With a single document that is
-not empty, a shuffled shard misses it that often by chance once in e^20 runs."""
+CONCAT = Packing()
+"""Documents end to end."""
+_SHOWN = 5
 
 
 def stream_batches(
-    source: Source,
+    source: Source[Any] | Sequence[Part],
     cursor: Cursor,
     *,
     shard: int,
@@ -50,17 +47,22 @@ def stream_batches(
     seq_len: int,
     tokenize: Callable[[str], Sequence[int]] | None = None,
     eos_id: int | None = None,
+    encode: Encode | None = None,
+    packing: Packing = CONCAT,
+    until: Literal["first", "all"] = "first",
     virtual_shards: int = 240,
     shuffle: bool = True,
     seed: int = 0,
+    max_bad: int = 0,
+    workers: int = 0,
 ) -> Stream[Batch]:
-    """The batches of one rank from `cursor` on, without end, each with the cursor after it. Effect: reads the source.
+    """The batches of one rank from `cursor` on, each with the cursor after it. Effect: reads the sources.
 
-    Every row is full: B x S tokens and no padding. The other arguments must be those of the run that made the cursor,
-    but for `shard`, `num_shards`, `rows` and `seq_len`.
+    Without limits on epochs there is no end. The other arguments must be those of the run that made the cursor, but for
+    `shard`, `num_shards`, `rows`, `max_bad` and `workers`; and `seq_len`, where documents are laid end to end.
 
     Args:
-        source: documents, text or token ids; those without a token are skipped.
+        source: documents, text or token ids; or several sources in a mix.
         cursor: where to continue, merged from all ranks (`merge_cursors`); `Cursor()` is the start.
         shard: r, which of the ranks that read different rows (dp) this is.
         num_shards: R, how many such ranks there are.
@@ -68,100 +70,127 @@ def stream_batches(
         seq_len: S.
         tokenize: text to token ids; not needed where documents are token ids.
         eos_id: the token appended to every document.
+        encode: an item of a source to a sample, instead of these two.
+        packing: how documents share rows.
+        until: where epochs are limited, a virtual shard ends once its `first` source is through, or once `all` are,
+            while the others take the place of those that are.
         virtual_shards: V, a multiple of every R that this run will ever have.
         shuffle: whether each epoch is permuted.
         seed: of the permutations.
+        max_bad: documents that cannot be used and are left out, by this rank; one more is an error.
+        workers: processes that read, encode and pack; with 0 the caller does.
 
     Raises:
         ValueError: at once if the arguments contradict each other, with all problems; from the stream if a document
             cannot be read, or there are no tokens.
     """
+    parts = tuple(source) if isinstance(source, Sequence) else (Part(source, key=""),)
     layout = {"shard": shard, "num_shards": num_shards, "rows": rows, "seq_len": seq_len}
-    if problems := _problems(len(source), cursor, virtual_shards=virtual_shards, **layout):
+    problems = mix_problems(parts) if parts else ["there is no source."]
+    if problems := problems + _problems(cursor, virtual_shards=virtual_shards, **layout):
         raise ValueError("\n".join(problems))
-
-    def read(t: int) -> Tokens:
-        epoch, i = divmod(t, len(source))
-        document = source[permute(i, len(source), (seed, epoch)) if shuffle else i]
-        if isinstance(document, str) and document:
-            if tokenize is None:
-                raise ValueError(f"{source.name}: documents are text; give `tokenize`.")
-            document = tokenize(document)
-        tokens = np.fromiter(document, np.int32, len(document))
-        return tokens if eos_id is None or not len(tokens) else np.append(tokens, np.int32(eos_id))
-
-    def read_shard(shard: int, position: Position) -> Iterator[tuple[list[Tokens], Position]]:
-        documents = _find_documents(source, lambda k: read(shard + k * virtual_shards), position[0], shard)
-        return _split_rows(documents, position, seq_len)
-
-    def batches() -> Stream[Batch]:
-        positions = list(cursor.positions) or [(0, 0)] * virtual_shards
-        opened: dict[int, Iterator[tuple[list[Tokens], Position]]] = {}
-        for start in count(cursor.rows, rows * num_shards):
-            packed: list[list[Tokens]] = []
-            for row in range(start + shard, start + rows * num_shards, num_shards):
-                at = row % virtual_shards
-                if at not in opened:
-                    opened[at] = read_shard(at, positions[at])
-                pieces, positions[at] = next(opened[at])
-                packed.append(pieces)
-            yield pack_batch(packed, seq_len), Cursor(start + rows * num_shards, tuple(positions))
-
-    return batches()
+    encode = encode or partial(encode_document, tokenize=tokenize, eos_id=eos_id)
+    making = Making(parts, encode, packing, seq_len, virtual_shards, shuffle, seed)
+    taking = _Taking(parts, until, virtual_shards, shard, num_shards, rows, seq_len, max_bad)
+    return _batches(making, taking, cursor, workers)
 
 
-def _find_documents(
-    source: Source, read: Callable[[int], Tokens], start: int, shard: int
-) -> Iterator[tuple[int, Tokens]]:
-    """The documents of a virtual shard that have tokens, from its `start`-th on, each with its number in the shard."""
-    empty = 0
-    for k in count(start):
-        tokens = read(k)
-        if len(tokens):
-            empty = 0
-            yield k, tokens
-        elif (empty := empty + 1) >= _PATIENCE * len(source):
-            raise ValueError(
-                f"{source.name}: virtual shard {shard} read {empty} documents in a row without a token; "
-                f"the source has {len(source)}. Leave the empty ones out."
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """Which rows a rank takes, of windows that anyone makes."""
+
+    parts: tuple[Part, ...]
+    until: Literal["first", "all"]
+    shards: int
+    shard: int
+    num_shards: int
+    rows: int
+    seq_len: int
+    max_bad: int
+
+    def numbers(self, start: int, rows: int) -> range:
+        """The next `rows` global rows of this rank, after `start` rows of all ranks."""
+        return range(start + self.shard, start + rows * self.num_shards, self.num_shards)
+
+    def pick(self, row: int, over: set[int]) -> int | None:
+        """The source of global row `row`, none of those that are over in its virtual shard; None if that ended."""
+        if over and (self.until == "first" or len(over) == len(self.parts)):
+            return None
+        weights = [0.0 if i in over else weight_at(p.weight, row * self.seq_len) for i, p in enumerate(self.parts)]
+        return pick_part(row, weights) if any(weights) else None
+
+
+def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> Stream[Batch]:
+    positions = {part.name: list(_positions(cursor, part, taking.shards)) for part in taking.parts}
+    over: dict[int, set[int]] = {}
+    lanes: dict[tuple[int, int], Iterator[tuple[Row, Position, Window | None]]] = {}
+    bad: list[str] = []
+
+    with ExitStack() as stack:
+        windows: Windows = stack.enter_context(closing(start_workers(making, workers))) if workers else making
+
+        def lane(shard: int, number: int) -> Iterator[tuple[Row, Position, Window | None]]:
+            if (shard, number) not in lanes:
+                at = positions[taking.parts[number].name][shard]
+                lanes[shard, number] = rows_of(windows(shard, number, at._replace(given=0)), at)
+            return lanes[shard, number]
+
+        def take(row: int) -> tuple[Row, int, Counts]:
+            shard = row % taking.shards
+            ended = over.setdefault(shard, set())
+            while (number := taking.pick(row, ended)) is not None:
+                if taken := next(lane(shard, number), None):
+                    documents, positions[taking.parts[number].name][shard], window = taken
+                    counts = Counts()
+                    if window is not None:
+                        counts = window.counts
+                        bad.extend(window.problems)
+                        _check_bad(bad, taking.max_bad)
+                    return documents, number, counts
+                ended.add(number)
+            return [], -1, Counts()
+
+        for start in count(cursor.rows, taking.rows * taking.num_shards):
+            if workers:  # Those soon to be needed are asked for, so that all workers have something to do.
+                for row in taking.numbers(start, max(taking.rows, 2 * workers)):
+                    number = taking.pick(row, over.get(row % taking.shards, set()))
+                    if number is not None:
+                        lane(row % taking.shards, number)
+            taken = [take(row) for row in taking.numbers(start, taking.rows)]
+            own = range(taking.shard, taking.shards, taking.num_shards)
+            if not any(documents for documents, _, _ in taken) and all(
+                taking.pick(row, over.get(row % taking.shards, set())) is None
+                for row in taking.numbers(start, len(own))
+            ):
+                return
+            batch = pack_batch(
+                [documents for documents, _, _ in taken],
+                taking.seq_len,
+                sources=[number for _, number, _ in taken],
+                counts=sum((counts for _, _, counts in taken), Counts()),
             )
+            after = {key: tuple(each) for key, each in positions.items()}
+            yield batch, Cursor(start + taking.rows * taking.num_shards, after)
 
 
-def _split_rows(
-    documents: Iterator[tuple[int, Tokens]], position: Position, seq_len: int
-) -> Iterator[tuple[list[Tokens], Position]]:
-    """Documents end to end, cut every `seq_len` tokens; with each row, the position after it."""
-    number, used = position
-    tokens: Tokens | None = None
-    if used:
-        resumed, (number, tokens) = number, next(documents)
-        if number != resumed or used >= len(tokens):
-            raise ValueError(
-                f"the cursor has used {used} tokens of a document that does not have more than that: "
-                "the source or its tokenizer is not the one that the cursor was made with."
-            )
-    while True:
-        pieces: list[Tokens] = []
-        free = seq_len
-        while free:
-            if tokens is None:
-                number, tokens = next(documents)
-            piece = tokens[used : used + free]
-            pieces.append(piece)
-            used, free = used + len(piece), free - len(piece)
-            if used == len(tokens):
-                number, used, tokens = number + 1, 0, None
-        yield pieces, (number, used)
+def _positions(cursor: Cursor, part: Part, shards: int) -> tuple[Position, ...]:
+    """Where the virtual shards stand in a source: at its start if the cursor does not know it."""
+    return cursor.positions.get(part.name) or (Position(),) * shards
+
+
+def _check_bad(bad: Sequence[str], most: int) -> None:
+    """Raises `ValueError` with the first of them if there are more than `most` documents that cannot be used."""
+    if len(bad) > most:
+        told = bad[0] if not most else "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
+        raise ValueError(told if not most else f"{len(bad)} documents cannot be used, of max_bad={most}:{told}")
 
 
 def _problems(
-    documents: int, cursor: Cursor, *, shard: int, num_shards: int, rows: int, seq_len: int, virtual_shards: int
+    cursor: Cursor, *, shard: int, num_shards: int, rows: int, seq_len: int, virtual_shards: int
 ) -> list[str]:
     """Everything that keeps a stream from starting."""
     sizes = {"num_shards": num_shards, "rows": rows, "seq_len": seq_len, "virtual_shards": virtual_shards}
     problems = [f"{name}={size} must be at least 1." for name, size in sizes.items() if size < 1]
-    if not documents:
-        problems.append("the source has no documents.")
     if num_shards < 1 or virtual_shards < 1:
         return problems
     if not 0 <= shard < num_shards:
@@ -173,10 +202,10 @@ def _problems(
             f"virtual_shards={virtual_shards} is not a multiple of num_shards={num_shards}: take "
             f"virtual_shards={more} (from the start of a run), or num_shards={fewer}."
         )
-    if cursor.positions and len(cursor.positions) != virtual_shards:
+    if others := sorted({len(each) for each in cursor.positions.values()} - {virtual_shards}):
         problems.append(
-            f"the cursor is of {len(cursor.positions)} virtual shards, this stream has {virtual_shards}: "
-            f"take virtual_shards={len(cursor.positions)}."
+            f"the cursor is of {others[0]} virtual shards, this stream has {virtual_shards}: "
+            f"take virtual_shards={others[0]}."
         )
     if cursor.rows and not cursor.positions:
         problems.append(f"the cursor is after {cursor.rows} rows but has no positions; the start is Cursor().")

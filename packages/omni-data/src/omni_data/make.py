@@ -1,0 +1,72 @@
+"""The windows of a virtual shard, as one value that any process can make them from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from omni_data.cursor import Position
+from omni_data.document import Document
+from omni_data.mix import Part
+from omni_data.read import Turns, read_samples
+from omni_data.sample import Sample, sample_of
+from omni_data.window import Packing, Row, Window, read_windows
+
+Encode = Callable[[Any], Sample]
+Windows = Callable[[int, int, Position], Iterator[Window]]
+"""The windows of a virtual shard and a source, by number, from a position on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Making:
+    """Everything that fixes the windows of every virtual shard; called, it makes those of one."""
+
+    parts: tuple[Part, ...]
+    encode: Encode
+    packing: Packing
+    seq_len: int
+    shards: int
+    shuffle: bool
+    seed: int
+
+    def __call__(self, shard: int, number: int, start: Position) -> Iterator[Window]:
+        """The windows of virtual shard `shard` and source `number` from `start` on. Effect: reads the source."""
+        part = self.parts[number]
+        turns = Turns(shard, self.shards, part.epochs, self.shuffle, self.seed)
+        reads = partial(read_samples, part.source, part.encode or self.encode, turns)
+        return read_windows(reads, start, self.packing, self.seq_len, seed=self.seed)
+
+
+def rows_of(windows: Iterator[Window], start: Position) -> Iterator[tuple[Row, Position, Window | None]]:
+    """The rows of `windows` from `start` on, each with the position after it, and with the window that it is the first
+    of. Pure.
+
+    Args:
+        windows: the first is the one that `start` is in.
+        start: where the rows begin; of its window, so many are given already.
+    """
+    here, given = start, start.given
+    for window in windows:
+        for number, row in islice(enumerate(window.rows, 1), given, None):
+            after = window.after if number == len(window.rows) else here._replace(given=number)
+            yield row, after, window if number == 1 else None
+        here, given = window.after, 0
+
+
+def encode_document(
+    document: Document, *, tokenize: Callable[[str], Sequence[int]] | None = None, eos_id: int | None = None
+) -> Sample:
+    """The sample of a document, all of it learnt, with `eos_id` at its end unless it is empty.
+
+    Raises:
+        ValueError: if it is text and there is no `tokenize`.
+    """
+    if isinstance(document, str) and document:
+        if tokenize is None:
+            raise ValueError("documents are text; give `tokenize`.")
+        document = list(tokenize(document))
+    tokens_N = np.fromiter(document, np.int32, len(document))
+    return sample_of(tokens_N if eos_id is None or not len(tokens_N) else np.append(tokens_N, np.int32(eos_id)))

@@ -1,0 +1,207 @@
+"""The law of the one global order, for every kind of stream: the rows of step k do not depend on who makes them."""
+
+from collections import Counter
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni_data import (
+    Counts,
+    Cursor,
+    Documents,
+    Packing,
+    Part,
+    Sample,
+    cursor_from_json,
+    cursor_to_json,
+    merge_cursors,
+    stream_batches,
+    synthetic_documents,
+    unpack_batch,
+)
+
+V, S, ROWS = 8, 64, 8
+WEB = synthetic_documents(vocab_size=1000, count=301, median=20, sigma=1.0, seed=1)
+CODE = synthetic_documents(vocab_size=1000, count=97, median=50, sigma=1.0, seed=2)
+
+
+class Lines:
+    """Ten parts of documents that can only be read in order."""
+
+    name, parts = "lines", 10
+
+    def read(self, part, state, /):
+        for i in range(state or 0, 300):
+            yield [part, i, *range(i % 7)], i + 1
+
+
+def with_picture(document):
+    """A sample with a 'patch' for each token."""
+    tokens_N = np.array(document[:S], np.int32)
+    return Sample(tokens_N, tokens_N % 2 == 0, {"patches": np.stack([tokens_N, tokens_N], 1).astype(np.float32)})
+
+
+KINDS = {
+    "map": {"source": WEB},
+    "unshuffled": {"source": WEB, "shuffle": False},
+    "streamed": {"source": Lines()},
+    "mixed": {"source": [Part(WEB, 0.7), Part(CODE, ((0.0, 0.1), (9000.0, 0.5))), Part(Lines(), 0.2)]},
+    "fit": {"source": WEB, "packing": Packing("fit")},
+    "fit of a mix": {"source": [Part(WEB, 0.7), Part(Lines(), 0.3)], "packing": Packing("fit", max_len=40)},
+    "single": {"source": WEB, "packing": Packing("single", long="right")},
+    "media": {"source": CODE, "packing": Packing("fit"), "encode": with_picture},
+    "finite": {"source": [Part(WEB, 0.7, epochs=1), Part(CODE, 0.3, epochs=2)], "until": "all"},
+}
+
+
+def steps_of(kind, count, **how):
+    """The rows of each of `count` steps in global order, and the cursor after the last."""
+    dp = how.get("dp", 1)
+    ranks = []
+    for shard in range(dp):
+        layout = {"shard": shard, "num_shards": dp, "rows": ROWS // dp, "seq_len": S, "virtual_shards": V}
+        options = {"workers": how.get("workers", 0), **layout, **KINDS[kind]}
+        stream = stream_batches(cursor=how.get("cursor") or Cursor(), **options)
+        ranks.append(list(islice(stream, count)))
+        stream.close()
+    steps = []
+    for together in zip(*ranks, strict=True):
+        by_rank = [
+            list(zip(unpack_batch(b), b.labels_BS.tolist(), b.sources_B.tolist(), strict=True)) for b, _ in together
+        ]
+        steps.append([row for rows in zip(*by_rank, strict=True) for row in rows])
+    return steps, merge_cursors([rank[-1][1] for rank in ranks])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dp", [2, 4, 8])
+def test_rows_of_a_step_are_the_same_for_every_dp(kind, dp):
+    count = 20 if kind == "finite" else 50
+    assert steps_of(kind, count, dp=dp) == steps_of(kind, count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_rows_of_a_step_are_the_same_for_every_number_of_workers(kind, workers):
+    assert steps_of(kind, 6, dp=2, workers=workers) == steps_of(kind, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_may_stop_after_any_step_and_go_on_with_any_dp_and_workers(kind):
+    total = 12 if kind == "finite" else 51
+    unbroken, end = steps_of(kind, total)
+    layout = {"num_shards": 2, "rows": ROWS // 2, "seq_len": S, "virtual_shards": V}
+    ranks = [stream_batches(cursor=Cursor(), shard=shard, **layout, **KINDS[kind]) for shard in range(2)]
+    for k in range(1, total):
+        cursor = merge_cursors([next(rank)[1] for rank in ranks])
+        rest, last = steps_of(kind, 1, dp=4, cursor=cursor_from_json(cursor_to_json(cursor)))
+        assert rest == unbroken[k : k + 1], k
+    assert last == end
+
+
+def test_workers_go_on_where_a_run_without_any_stopped():
+    unbroken, _ = steps_of("fit", 9)
+    _, cursor = steps_of("fit", 4, dp=4)
+    assert steps_of("fit", 5, cursor=cursor, workers=2)[0] == unbroken[4:]
+
+
+@pytest.mark.parametrize("kind", ["map", "fit", "single", "finite"])
+def test_an_epoch_has_every_token_once(kind):
+    parts = [Part(WEB, epochs=1)]
+    options = {**KINDS[kind], "source": parts, "until": "all"}
+    if kind == "single":
+        options["packing"] = Packing("single")
+    stream = stream_batches(cursor=Cursor(), shard=0, num_shards=1, rows=1, seq_len=S, virtual_shards=V, **options)
+    read = Counter(t for batch, _ in stream for row in unpack_batch(batch) for document in row for t in document)
+    assert read == Counter(t for document in WEB for t in document)
+
+
+def test_media_go_with_their_rows():
+    stream = stream_batches(
+        cursor=Cursor(), shard=0, num_shards=1, rows=4, seq_len=S, virtual_shards=V, **KINDS["media"]
+    )
+    for batch, _ in islice(stream, 20):
+        tokens = [t for row in unpack_batch(batch) for document in row for t in document]
+        assert batch.media["patches"][:, 0].astype(int).tolist() == tokens
+        learnt = batch.labels_BS[batch.labels_BS >= 0]
+        assert (learnt % 2 == 0).all()
+
+
+def test_best_fit_fills_rows_and_costs_ranks_the_same():
+    source = synthetic_documents(vocab_size=1000, count=5000, median=365, sigma=1.0)
+    ranks = [
+        stream_batches(source, Cursor(), shard=r, num_shards=8, rows=4, seq_len=8192, packing=Packing("fit"))
+        for r in range(8)
+    ]
+    fills, uneven = [], []
+    for together in islice(zip(*ranks, strict=True), 10):
+        fills += [batch.fill for batch, _ in together]
+        squares = [sum(len(d) ** 2 for row in unpack_batch(batch) for d in row) for batch, _ in together]
+        uneven.append(max(squares) / np.mean(squares))
+    assert np.mean(fills) > 0.95
+    assert np.mean(uneven) < 1.5
+
+
+def test_long_documents_are_cut_as_asked_and_counted():
+    source = Documents("long", [list(range(10)), [7, 8]])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 1, "shuffle": False}
+    expected = {
+        "left": ([[6, 7, 8, 9]], Counts(documents=1, tokens=4, cut=1)),
+        "right": ([[0, 1, 2, 3]], Counts(documents=1, tokens=4, cut=1)),
+        "split": ([[0, 1, 2, 3]], Counts(documents=1, tokens=10, cut=0)),
+        "drop": ([[7, 8]], Counts(documents=1, tokens=2, dropped=1)),
+    }
+    for long, (first, counts) in expected.items():
+        parts = [Part(source, epochs=1)]
+        batches = [b for b, _ in stream_batches(parts, Cursor(), packing=Packing("fit", long=long), **how)]
+        assert first in [row for b in batches for row in unpack_batch(b)], long
+        total = sum((b.counts for b in batches), Counts())
+        assert (total.cut, total.dropped) == (counts.cut + (long == "split"), counts.dropped)
+    with pytest.raises(ValueError, match=r"long: row 0: .*10 tokens is longer than the 4 that fit"):
+        list(stream_batches(source, Cursor(), packing=Packing("fit", long="error"), **how))
+
+
+def refuse_odd(document):
+    if document[0] % 2:
+        raise ValueError(f"{document[0]} is odd.")
+    return Sample(np.array(document, np.int32))
+
+
+def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_first_five():
+    source = Documents("numbers", [[i] * 4 for i in range(41)])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 1, "shuffle": False}
+    stream = partial(stream_batches, [Part(source, epochs=1)], Cursor(), encode=refuse_odd, **how)
+    assert sum((batch.counts for batch, _ in stream(max_bad=20)), Counts()).bad == 20
+    with pytest.raises(ValueError, match=r"^numbers: row 1: 1 is odd.$"):
+        list(stream())
+    with pytest.raises(ValueError) as caught:
+        list(stream(max_bad=6))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "7 documents cannot be used, of max_bad=6:"
+    assert lines[1:] == [f"  numbers: row {i}: {i} is odd." for i in (1, 3, 5, 7, 9)]
+
+
+def test_a_source_that_is_all_bad_stops_with_its_first_reasons():
+    source = Documents("odd", [[1], [3], [5]])
+    stream = stream_batches(
+        source, Cursor(), shard=0, num_shards=1, rows=1, seq_len=4, virtual_shards=1, encode=refuse_odd, max_bad=10**9
+    )
+    with pytest.raises(ValueError, match="odd: virtual shard 0 read 60 documents in a row without a token") as caught:
+        next(stream)
+    assert len(str(caught.value).splitlines()) == 6
+
+
+@given(st.integers(1, 3))
+def test_adding_a_source_leaves_the_place_in_the_others(steps):
+    how = {"shard": 0, "num_shards": 1, "rows": ROWS, "seq_len": S, "virtual_shards": V}
+    *_, (_, cursor) = islice(stream_batches([Part(WEB)], Cursor(), **how), steps)
+    both = stream_batches([Part(WEB), Part(CODE)], cursor, **how)
+    rows = [(row, origin) for b, _ in islice(both, 6) for row, origin in zip(unpack_batch(b), b.sources_B, strict=True)]
+    alone = [row for b, _ in islice(stream_batches([Part(WEB)], cursor, **how), 6) for row in unpack_batch(b)]
+    web = [row for row, origin in rows if origin == 0]
+    assert {origin for _, origin in rows} == {0, 1}
+    assert all(row in alone for row in web)

@@ -1,0 +1,95 @@
+"""Laws of worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from omni_data import Cursor, Documents, stream_batches, synthetic_documents
+from omni_data.workers import start_workers
+
+HOW = {"shard": 0, "num_shards": 1, "rows": 2, "seq_len": 64, "virtual_shards": 4}
+SOURCE = synthetic_documents(count=100, median=20)
+
+
+def children():
+    told = subprocess.run(["ps", "-o", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout
+    lines = [line.split(maxsplit=2) for line in told.splitlines()[1:]]
+    return [int(pid) for pid, parent, args in lines if int(parent) == os.getpid() and "omni_data.worker" in args]
+
+
+def kill_the_reader(document):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_at_once(document):
+    raise RuntimeError("not the data's fault")
+
+
+def complain(document):
+    raise ValueError("not a good document.")
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang():
+    stream = stream_batches(SOURCE, Cursor(), encode=kill_the_reader, workers=2, **HOW)
+    with pytest.raises(RuntimeError, match=r"data worker \d+ was killed by signal 9: out of memory, often"):
+        next(stream)
+
+
+def test_a_worker_that_is_killed_later_is_an_error():
+    stream = stream_batches(SOURCE, Cursor(), workers=2, **HOW)
+    next(stream)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="was killed by signal 9"):
+        for _ in range(10_000):
+            next(stream)
+
+
+def test_what_fails_in_a_worker_is_told_with_its_traceback_and_bad_data_as_bad_data():
+    with pytest.raises(RuntimeError, match=r"(?s)a data worker failed:.*fail_at_once.*not the data's fault"):
+        next(stream_batches(SOURCE, Cursor(), encode=fail_at_once, workers=1, **HOW))
+    with pytest.raises(ValueError, match="not a good document"):
+        next(stream_batches(SOURCE, Cursor(), encode=complain, workers=1, **HOW))
+
+
+def test_closing_a_stream_ends_its_workers():
+    stream = stream_batches(SOURCE, Cursor(), workers=2, **HOW)
+    next(stream)
+    assert len(children()) == 2
+    stream.close()
+    assert children() == []
+
+
+def test_workers_end_with_the_process_that_started_them():
+    program = (
+        "import os, time\nfrom omni_data import *\n"
+        f"s = stream_batches(synthetic_documents(), Cursor(), workers=1, **{HOW!r})\n"
+        "next(s); print('ready', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    worker = subprocess.run(["pgrep", "-P", str(process.pid)], check=True, capture_output=True, text=True).stdout
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for _ in range(100):
+        if subprocess.run(["kill", "-0", worker.strip()], capture_output=True, check=False).returncode:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there.")
+
+
+def test_what_cannot_be_sent_is_an_error_with_the_remedy():
+    stream = stream_batches(Documents("a", ["b"]), Cursor(), tokenize=lambda text: [1], workers=1, **HOW)
+    with pytest.raises(ValueError, match="workers=1 need sources and functions that can be sent"):
+        next(stream)
+
+
+def test_a_worker_imports_no_torch():
+    assert start_workers.__module__ == "omni_data.workers"
+    program = "import omni_data.worker, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
