@@ -1,5 +1,7 @@
 """Documents to packed batches, in one global order that resumes to the token."""
 
+from omni_data.chat import ChatTokenizer, render_chat
+from omni_data.conversations import Conversation, conversation_of
 from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors
 from omni_data.document import Document, Documents, Source
 from omni_data.fingerprint import fingerprint
@@ -8,6 +10,7 @@ from omni_data.make import encode_document
 from omni_data.mix import Part, parse_weight
 from omni_data.order import permute
 from omni_data.pack import IGNORE, Batch, document_bounds, pack_batch, shard_sequence, unpack_batch
+from omni_data.preferences import Pair, pair_of, render_pair
 from omni_data.prefetch import prefetch
 from omni_data.read import Streamed
 from omni_data.sample import Counts, Sample, sample_of
@@ -20,36 +23,43 @@ from omni_data.window import Cost, Packing
 __all__ = [
     "IGNORE",
     "Batch",
-    "sample_of",
-    "parse_weight",
-    "encode_document",
-    "Streamed",
-    "Sample",
-    "Position",
-    "Part",
-    "Packing",
-    "Counts",
+    "ChatTokenizer",
+    "Conversation",
     "Cost",
+    "Counts",
     "Cursor",
     "Document",
     "Documents",
+    "Packing",
+    "Pair",
+    "Part",
+    "Position",
+    "Sample",
     "Source",
     "Stream",
+    "Streamed",
     "TextTokenizer",
     "builtin_corpus",
     "byte_tokenizer",
     "concatenate",
+    "conversation_of",
     "cursor_from_json",
     "cursor_to_json",
     "document_bounds",
+    "encode_document",
     "fingerprint",
     "fit_rows",
     "merge_cursors",
     "open_source",
     "pack_batch",
+    "pair_of",
+    "parse_weight",
     "permute",
     "prefetch",
     "read_tokenizer",
+    "render_chat",
+    "render_pair",
+    "sample_of",
     "shard_sequence",
     "stream_batches",
     "synthetic_documents",
