@@ -40,6 +40,7 @@ def test_a_package_declares_what_it_imports(package: str) -> None:
     }
     brought = {
         "pyarrow": "datasets",
+        "filelock": "datasets",
         "fsspec": "datasets",
         "flash_attn": "flash_attn_4",
         "triton": "torch",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from omni_data.document import Documents, document_of
+from omni_data.document import Documents, document_of, place_of, record_of
 
 
 @pytest.mark.parametrize("value", ["", "text", [], [0, 5, 2**31 - 1]])
@@ -48,3 +48,27 @@ def test_a_record_without_a_document_says_what_it_has(record, message):
 
 def test_a_source_can_be_iterated():
     assert list(Documents("two", ["a", [1]])) == ["a", [1]]
+
+
+def test_a_record_is_an_object_of_the_columns_asked_for():
+    record = {"a": 1, "b": 2}
+    assert record_of(record) is record
+    assert record_of(record, ["b"]) == {"b": 2}
+
+
+def test_all_columns_that_a_record_lacks_are_told():
+    with pytest.raises(ValueError) as caught:
+        record_of({"messages": []}, ["message", "messages", "tools"])
+    assert "no field 'message'; there are 'messages'. Did you mean field='messages'?" in str(caught.value)
+    assert "no field 'tools'" in str(caught.value)
+    with pytest.raises(ValueError, match=r"^a record must be an object, got 'text' \(str\)\.$"):
+        record_of("text")
+
+
+def test_a_place_is_what_the_source_says_or_the_row():
+    class Told(Documents):
+        def place(self, i):
+            return f"here {i}"
+
+    assert place_of(Documents("two", ["a", "b"]), 1) == "two: row 1"
+    assert place_of(Told("two", ["a", "b"]), 1) == "here 1"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_data import open_source
+from omni_data import open_records, open_source, place_of
 
 
 def write(path, content):
@@ -88,3 +88,20 @@ def test_pickles_and_threads_read_the_same(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(source.__getitem__, range(300))) == texts
     assert list(pickle.loads(pickle.dumps(source))) == texts
+
+
+def test_records_are_the_objects_or_their_columns(tmp_path):
+    path = write(tmp_path / "a.ndjson", '{"messages": [{"role": "user"}], "id": 1}\n\n{"messages": []}\n')
+    assert list(open_records(path)) == [{"messages": [{"role": "user"}], "id": 1}, {"messages": []}]
+    assert list(open_records(path, columns=["messages"])) == [{"messages": [{"role": "user"}]}, {"messages": []}]
+    assert place_of(open_records(path), 1) == f"{path}:3"
+    with pytest.raises(ValueError, match=r"a\.ndjson:3: no field 'id'; there are 'messages'\."):
+        open_records(path, columns=["id"])[1]
+
+
+def test_a_line_of_text_is_a_record(tmp_path):
+    path = write(tmp_path / "a.txt", "one\n\ntwo")
+    assert list(open_records(path)) == list(open_records(path, columns=["text"])) == [{"text": "one"}, {"text": "two"}]
+    assert list(open_source(path, field="whatever")) == ["one", "two"]
+    with pytest.raises(ValueError, match=r"a\.txt: no field 'body'; there are 'text'\."):
+        open_records(path, columns=["body"])

@@ -1,15 +1,20 @@
 """Laws of naming a source."""
 
+import gzip
 import json
 import pickle
 import subprocess
 import sys
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, disable_progress_bars
 
-from omni_data import Documents, builtin_corpus, concatenate, open_source
+from omni_data import Documents, builtin_corpus, concatenate, open_records, open_source
+
+disable_progress_bars()
 
 
 def write(path, *texts):
@@ -78,7 +83,7 @@ def test_unknown_kinds_are_an_error(tmp_path):
     write(tmp_path / "a.csv", "a")
     with pytest.raises(ValueError, match=r"a\.csv: the kind of a file is its ending, one of \.txt, \.md, "):
         open_source(str(tmp_path / "a.csv"))
-    with pytest.raises(ValueError, match=r"no file in this folder ends in \.txt, \.md, \.jsonl, \.json, \.parquet"):
+    with pytest.raises(ValueError, match=r"no file in this folder ends in \.txt, \.md, \.jsonl, \.json, \.ndjson, "):
         open_source(str(tmp_path))
 
 
@@ -107,3 +112,25 @@ next(data.stream_batches(source, data.Cursor(), tokenize=tokenizer.encode, **lay
 assert not {{"torch", "transformers", "datasets", "pyarrow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_records_of_the_corpus_are_its_documents():
+    assert list(open_records("builtin")) == [{"text": text} for text in builtin_corpus()]
+    with pytest.raises(ValueError, match=r"^builtin: no field 'body'; there are 'text'\."):
+        open_records("builtin", columns=["body"])
+    assert list(open_source("builtin", field="body")) == list(builtin_corpus())
+
+
+def test_kinds_may_be_mixed_and_compressed(tmp_path):
+    write(tmp_path / "data" / "a.jsonl", "1")
+    (tmp_path / "data" / "b.json").write_text('[{"text": "2"}, {"text": "3"}]')
+    (tmp_path / "data" / "c.txt.gz").write_bytes(gzip.compress(b"4"))
+    (tmp_path / "data" / "README.md.gz").write_bytes(gzip.compress(b"no data"))
+    write(tmp_path / "data" / "d.parquet", "5")
+    with tarfile.open(tmp_path / "data" / "e.tar", "w") as tar:
+        tar.add(tmp_path / "data" / "a.jsonl", "x.text")
+    Dataset.from_dict({"text": ["6"]}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").rename(tmp_path / "data" / "f.arrow")
+    source = open_source(str(tmp_path / "data"), cache=tmp_path / "cache")
+    assert list(source) == ["1", "2", "3", "4", "5", '{"text": "1"}', "6"]
+    assert list(pickle.loads(pickle.dumps(source))) == list(source)

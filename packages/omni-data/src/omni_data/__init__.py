@@ -1,9 +1,10 @@
 """Documents to packed batches, in one global order that resumes to the token."""
 
 from omni_data.chat import ChatTokenizer, render_chat
+from omni_data.combine import concatenate, map_source
 from omni_data.conversations import Conversation, conversation_of
 from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors
-from omni_data.document import Document, Documents, Source
+from omni_data.document import Document, Documents, Record, Source, place_of
 from omni_data.fingerprint import fingerprint
 from omni_data.fit import fit_rows
 from omni_data.make import encode_document
@@ -14,7 +15,7 @@ from omni_data.preferences import Pair, pair_of, render_pair
 from omni_data.prefetch import prefetch
 from omni_data.read import Streamed
 from omni_data.sample import Counts, Sample, sample_of
-from omni_data.source import concatenate, open_source
+from omni_data.source import open_records, open_source
 from omni_data.stream import Stream, stream_batches
 from omni_data.synth import builtin_corpus, synthetic_documents
 from omni_data.tokens import TextTokenizer, byte_tokenizer, read_tokenizer
@@ -34,6 +35,7 @@ __all__ = [
     "Pair",
     "Part",
     "Position",
+    "Record",
     "Sample",
     "Source",
     "Stream",
@@ -49,12 +51,15 @@ __all__ = [
     "encode_document",
     "fingerprint",
     "fit_rows",
+    "map_source",
     "merge_cursors",
+    "open_records",
     "open_source",
     "pack_batch",
     "pair_of",
     "parse_weight",
     "permute",
+    "place_of",
     "prefetch",
     "read_tokenizer",
     "render_chat",

@@ -1,121 +1,146 @@
-"""Documents in a column: parquet files, and datasets of the `datasets` library.
+"""Records in columns: parquet files, and datasets of the `datasets` library.
 
 A parquet file can only be decoded a row group at a time. The last ones used are kept, within `CACHE_BYTES`; a shuffled
-run over more than that decodes a whole group for most documents. For such data, `hf:` converts once to Arrow files,
-which are mapped into memory and give any document at once.
+run over more than that decodes a whole group for most records. For such data, `hf:` converts once to Arrow files,
+which are mapped into memory and give any record at once.
+
+Images and sounds stay what the file holds, as a rule `{"bytes": ..., "path": ...}`: nothing decodes them here.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from omni_data.document import Document, document_of, missing_field
+from omni_data.document import Record, check_fields
 
 CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParquetRows:
-    """The rows of some parquet files, in order; the document is in `field`.
+    """The rows of some parquet files, in order.
 
     Attributes:
+        names: what errors call the files.
+        columns: the fields of a record; None is all of a file.
         stops: for each row group, how many rows there are up to its end.
-        read_group: the column of the row group with that number.
+        file_stops: for each file, the same.
+        read_group: the columns, by name, of the row group with that number.
     """
 
     paths: tuple[Path, ...]
-    field: str
+    names: tuple[str, ...]
+    columns: tuple[str, ...] | None
     stops: tuple[int, ...]
-    read_group: Callable[[int], Sequence[Any]]
+    file_stops: tuple[int, ...]
+    read_group: Callable[[int], Mapping[str, Sequence[Any]]]
 
     @property
     def name(self) -> str:
-        return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0]} and {len(self.paths) - 1} more"
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
 
     def __len__(self) -> int:
         return self.stops[-1]
 
-    def __getitem__(self, i: int, /) -> Document:
+    def __getitem__(self, i: int, /) -> Record:
         i = range(len(self))[i]
         group = bisect_right(self.stops, i)
         row = i - (self.stops[group - 1] if group else 0)
-        try:
-            return document_of({self.field: self.read_group(group)[row].as_py()}, self.field)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: row {i}: {error}") from None
+        return {name: column[row].as_py() for name, column in self.read_group(group).items()}
+
+    def place(self, i: int) -> str:
+        i = range(len(self))[i]
+        file = bisect_right(self.file_stops, i)
+        return f"{self.names[file]}: row {i - (self.file_stops[file - 1] if file else 0)}"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickled as how to open it: the row groups in memory stay behind."""
-        return open_parquet, (self.paths, self.field)
+        return open_parquet, (self.paths, self.columns, self.names)
 
 
 class _Rows(Protocol):
-    """What is used of `datasets.Dataset`."""
+    """What is used of a `datasets.Dataset` that gives tables of Arrow."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int, /) -> Mapping[str, Any]: ...
+    def __getitem__(self, i: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DatasetRows:
-    """The rows of a `datasets.Dataset`; the document is in `field`."""
+    """The rows of a `datasets.Dataset`.
+
+    Attributes:
+        features: what the columns hold, with images and sounds left as they are.
+    """
 
     name: str
-    field: str
     rows: _Rows
+    features: Any
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int, /) -> Document:
-        try:
-            return document_of(self.rows[i], self.field)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: row {i}: {error}") from None
+    def __getitem__(self, i: int, /) -> Record:
+        return self.features.decode_example(self.rows[range(len(self))[i]].to_pylist()[0])
 
 
-def open_parquet(paths: Sequence[Path], field: str) -> ParquetRows:
-    """The documents in `field` of these files. Effect: reads their footers.
+def open_parquet(
+    paths: Sequence[Path], columns: Sequence[str] | None = None, names: Sequence[str] | None = None
+) -> ParquetRows:
+    """The rows of these files. Effect: reads their footers.
+
+    Args:
+        columns: those to read; None is all of them.
+        names: what errors call the files; None is their paths.
 
     Raises:
-        ValueError: if one is not a parquet file, has no rows, or no such field.
+        ValueError: if one is not a parquet file, has no rows, or lacks some of `columns`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    groups: list[tuple[Path, int]] = []
-    stops, largest, total = [], 1, 0
-    for path in paths:
+    names = [str(path) for path in paths] if names is None else names
+    groups: list[tuple[int, int]] = []
+    sizes: list[int] = []
+    rows: list[int] = []
+    largest = 1
+    for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         try:
             with pq.ParquetFile(path) as file:
-                names, metadata = file.schema_arrow.names, file.metadata
+                fields, metadata = file.schema_arrow.names, file.metadata
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a readable parquet file: {error}") from None
-        if field not in names:
-            raise ValueError(f"{path}: {missing_field(field, names)}")
+            raise ValueError(f"{name}: not a readable parquet file: {error}") from None
+        try:
+            check_fields(columns or (), fields)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         if not metadata.num_rows:
-            raise ValueError(f"{path}: no rows.")
+            raise ValueError(f"{name}: no rows.")
+        rows.append(metadata.num_rows)
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            groups.append((path, index))
-            total += group.num_rows
-            stops.append(total)
+            groups.append((number, index))
+            sizes.append(group.num_rows)
             largest = max(largest, group.total_byte_size)
+    wanted = None if columns is None else list(columns)
 
     @lru_cache(maxsize=max(1, CACHE_BYTES // largest))
-    def read_group(number: int) -> Sequence[Any]:
-        path, index = groups[number]
+    def read_group(number: int) -> Mapping[str, Sequence[Any]]:
+        at, index = groups[number]
         try:
-            with pq.ParquetFile(path) as file:
-                return file.read_row_group(index, columns=[field]).column(0)
+            with pq.ParquetFile(paths[at]) as file:
+                table = file.read_row_group(index, columns=wanted)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: row group {index} cannot be read: {error}") from None
+            raise ValueError(f"{names[at]}: row group {index} cannot be read: {error}") from None
+        return dict(zip(table.column_names, table.columns, strict=True))
 
-    return ParquetRows(tuple(paths), field, tuple(stops), read_group)
+    stops, chosen = tuple(accumulate(sizes)), None if wanted is None else tuple(wanted)
+    return ParquetRows(tuple(paths), tuple(names), chosen, stops, tuple(accumulate(rows)), read_group)
 
 
 def parse_hub(spec: str) -> tuple[str, str | None, str]:
@@ -131,8 +156,8 @@ def parse_hub(spec: str) -> tuple[str, str | None, str]:
     return name, config or None, split or "train"
 
 
-def open_hub(spec: str, field: str) -> DatasetRows:
-    """The documents in `field` of a dataset of the hub, or of a local folder that the hub's loader understands.
+def open_hub(spec: str, columns: Sequence[str] | None = None) -> DatasetRows:
+    """The rows of a dataset of the hub, or of a local folder that the hub's loader understands.
 
     Effect: downloads it, once, and converts it to Arrow files in the cache of `datasets`.
     """
@@ -147,7 +172,7 @@ def open_hub(spec: str, field: str) -> DatasetRows:
             f"hf:{spec}: cannot load dataset {name!r}, configuration {config!r}, split {split!r}: {error}\n"
             "The spelling is hf:NAME[:CONFIG][@SPLIT]. Without network, download it before, or name a local file."
         ) from error
-    return _dataset_rows(f"hf:{spec}", rows, field)
+    return _dataset_rows(f"hf:{spec}", rows, columns)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -156,8 +181,8 @@ def is_saved_dataset(path: Path) -> bool:
     return whole or (path / "dataset_dict.json").exists()
 
 
-def open_saved_dataset(path: Path, field: str) -> DatasetRows:
-    """The documents in `field` of a folder written by `save_to_disk`; of its split `train`, if it has splits.
+def open_saved_dataset(path: Path, columns: Sequence[str] | None = None) -> DatasetRows:
+    """The rows of a folder written by `save_to_disk`; of its split `train`, if it has splits.
 
     Effect: maps its files into memory.
     """
@@ -167,13 +192,49 @@ def open_saved_dataset(path: Path, field: str) -> DatasetRows:
     if not folder.is_dir():
         splits = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir()))
         raise ValueError(f"{path}: no split 'train'; name one of its folders instead: {splits}.")
-    return _dataset_rows(str(path), load_from_disk(str(folder)), field)
+    return _dataset_rows(str(path), load_from_disk(str(folder)), columns)
 
 
-def _dataset_rows(name: str, rows: Any, field: str) -> DatasetRows:
-    """`rows` as a source of its column `field` alone, so that reading a document decodes nothing else."""
-    if field not in rows.column_names:
-        raise ValueError(f"{name}: {missing_field(field, rows.column_names)}")
+def open_arrow(path: Path, name: str, columns: Sequence[str] | None = None) -> DatasetRows:
+    """The rows of an Arrow file in the stream format, which `datasets` writes. Effect: maps it into memory.
+
+    Raises:
+        ValueError: if it is none, or was cut, has no rows, or lacks some of `columns`.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        rows = Dataset.from_file(str(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            footed = file.read(6) == b"ARROW1"
+        hint = " It is in Arrow's file format (Feather): write it as parquet, or with `save_to_disk`." if footed else ""
+        raise ValueError(f"{name}: not a readable Arrow stream: {error}.{hint}") from None
+    return _dataset_rows(name, rows, columns)
+
+
+def _dataset_rows(name: str, rows: Any, columns: Sequence[str] | None) -> DatasetRows:
+    """`rows` as a source of `columns` alone, so that reading a record decodes nothing else."""
+    try:
+        check_fields(columns or (), rows.column_names)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not len(rows):
         raise ValueError(f"{name}: no rows.")
-    return DatasetRows(name, field, rows.select_columns(field))
+    rows = rows if columns is None else rows.select_columns(list(columns))
+    return DatasetRows(name, rows.with_format("arrow"), _undecoded(rows.features))
+
+
+def _undecoded(feature: Any) -> Any:
+    """A feature of `datasets` whose media are not decoded. JSON that is stored as text is, being no media."""
+    from datasets import Json
+
+    if isinstance(feature, dict):
+        return type(feature)({name: _undecoded(inner) for name, inner in feature.items()})
+    if isinstance(feature, list):
+        return [_undecoded(inner) for inner in feature]
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_undecoded(feature.feature))
+    is_media = getattr(feature, "decode", False) and type(feature) is not Json
+    return replace(feature, decode=False) if is_media else feature

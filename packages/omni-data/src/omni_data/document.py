@@ -1,15 +1,18 @@
-"""What a document is, and what a collection of them promises. Pure.
+"""What a record and a document are, and what a collection of them promises. Pure.
 
-A source is sized and gives any document at once: that is all a stream needs to shuffle without a buffer and to resume
+A source is sized and gives any item at once: that is all a stream needs to shuffle without a buffer and to resume
 without a replay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+
+Record = Mapping[str, Any]
+"""Values by name: an object of JSON, a row of a table, the members of a tar that share a key."""
 
 Document = str | list[int]
 """Text, or token ids."""
@@ -28,7 +31,7 @@ class Source(Protocol[T_co]):
         ...
 
     def __len__(self) -> int:
-        """How many documents there are."""
+        """How many items there are."""
         ...
 
     def __getitem__(self, i: int, /) -> T_co:
@@ -37,23 +40,53 @@ class Source(Protocol[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Documents:
-    """Documents in memory, as a source."""
+class Documents(Generic[T_co]):
+    """Documents, or records, in memory, as a source."""
 
     name: str
-    documents: Sequence[Document]
+    documents: Sequence[T_co]
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, i: int, /) -> Document:
+    def __getitem__(self, i: int, /) -> T_co:
         return self.documents[i]
 
 
 def place_of(source: Source[Any], i: int) -> str:
-    """Where item `i` of `source` is from: what the source says itself, or else its row."""
+    """Where item `i` of `source` is from: what the source says itself, or else its row.
+
+    >>> place_of(Documents("memory", ["a", "b"]), 1)
+    'memory: row 1'
+    """
     place = getattr(source, "place", None)
     return f"{source.name}: row {i}" if place is None else place(i)
+
+
+def record_of(value: object, columns: Sequence[str] | None = None) -> Record:
+    """The record that `value` is, of all its fields or of `columns` alone.
+
+    Raises:
+        ValueError: if it is no record, or lacks some of `columns`. It does not say where the value is from.
+    """
+    if not isinstance(value, Mapping):
+        fields = f" with a field {', '.join(map(repr, columns))}" if columns else ""
+        raise ValueError(f"a record must be an object{fields}, got {_kind(value)}.")
+    if columns is None:
+        return value
+    check_fields(columns, value)
+    return {name: value[name] for name in columns}
+
+
+def check_fields(columns: Iterable[str], found: Iterable[str]) -> None:
+    """Nothing, if all `columns` are among those `found`.
+
+    Raises:
+        ValueError: with every column that is not.
+    """
+    found = list(found)
+    if missing := [missing_field(name, found) for name in columns if name not in found]:
+        raise ValueError(" ".join(missing))
 
 
 def document_of(record: object, field: str) -> Document:
@@ -63,11 +96,7 @@ def document_of(record: object, field: str) -> Document:
         ValueError: if the record has no such field, or it holds neither text nor token ids. It does not say where the
             record is from: the caller does.
     """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a record must be an object with a field {field!r}, got {_kind(record)}.")
-    if field not in record:
-        raise ValueError(missing_field(field, record))
-    value = record[field]
+    value = record_of(record, (field,))[field]
     if isinstance(value, str):
         return checked_text(value)
     if isinstance(value, list) and all(map(_is_token, value)):

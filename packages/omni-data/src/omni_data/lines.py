@@ -1,75 +1,79 @@
-"""Files of one document a line, read in any order: JSON lines and plain text.
+"""Files of one record a line, read in any order: JSON lines and plain text.
 
-One scan finds where every line starts (8 bytes of memory a line); a document is then one seek and one read. No file is
+One scan finds where every line starts (8 bytes of memory a line); a record is then one seek and one read. No file is
 held open between reads, so a source pickles, forks and is shared between threads without care.
 """
 
 import codecs
 import json
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omni_data.document import Document, document_of
+from omni_data.document import Record, record_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JsonLines:
-    """One JSON object a line; the document is in `field`."""
+    """One JSON object a line.
 
+    Attributes:
+        name: what errors call it; `path` may be a copy that is not compressed.
+        columns: the fields of a record, each of which every line must have; None is whatever a line has.
+    """
+
+    name: str
     path: Path
-    field: str
     starts: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    columns: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i: int, /) -> Document:
-        start = int(self.starts[i])
+    def __getitem__(self, i: int, /) -> Record:
+        line = read_line(self.path, int(self.starts[i]))
         try:
-            return document_of(json.loads(read_line(self.path, start).decode()), self.field)
+            return record_of(json.loads(line.decode()), self.columns)
         except json.JSONDecodeError as error:
             hint = "every line must be a JSON object of its own"
-            raise ValueError(f"{self._where(start)}:{error.colno}: {error.msg}; {hint}.") from None
+            raise ValueError(f"{self.place(i)}:{error.colno}: {error.msg}; {hint}.") from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._where(start)}:{error.start + 1}: {_not_utf8(error)}") from None
+            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
         except RecursionError:
-            raise ValueError(f"{self._where(start)}: nested too deeply.") from None
+            raise ValueError(f"{self.place(i)}: nested too deeply.") from None
         except ValueError as error:
-            raise ValueError(f"{self._where(start)}: {error}") from None
+            raise ValueError(f"{self.place(i)}: {error}") from None
 
-    def _where(self, start: int) -> str:
-        return f"{self.path}:{line_number(self.path, start)}"
+    def place(self, i: int) -> str:
+        return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextLines:
-    """One document a line."""
+    """One record a line, with the line in `field`."""
 
+    name: str
     path: Path
     starts: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    field: str = "text"
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i: int, /) -> str:
-        start = int(self.starts[i])
+    def __getitem__(self, i: int, /) -> Record:
+        line = read_line(self.path, int(self.starts[i]))
         try:
-            return read_line(self.path, start).decode()
+            return {self.field: line.decode()}
         except UnicodeDecodeError as error:
-            where = f"{self.path}:{line_number(self.path, start)}:{error.start + 1}"
-            raise ValueError(f"{where}: {_not_utf8(error)}") from None
+            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
+
+    def place(self, i: int) -> str:
+        return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
 
 
 def find_lines(path: Path) -> NDArray[np.int64]:
@@ -104,5 +108,24 @@ def line_number(path: Path, start: int) -> int:
     return number
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong, without where."""
     return f"byte 0x{error.object[error.start]:02x} is not UTF-8 ({error.reason}). Convert the file to UTF-8."
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a whole JSON text.
+
+    Raises:
+        ValueError: "line:column: what", if it is none.
+    """
+    try:
+        return json.loads(content.decode())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.lineno}:{error.colno}: {error.msg}.") from None
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise ValueError(f"{line}:{column}: {not_utf8(error)}") from None
+    except RecursionError:
+        raise ValueError("1: nested too deeply.") from None

@@ -1,87 +1,94 @@
-"""From a name to a source. Everything that can be wrong with a source before its second document is found here.
+"""From a name to a source. Everything that can be wrong with a source before its second record is found here.
 
     builtin                     English prose that ships with Python; nothing is downloaded
-    notes.txt  notes.md         a document a line; blank lines are skipped (the convention of the `datasets` library)
-    web.jsonl  web.json         a JSON object a line; blank lines are skipped
-    web.parquet                 a document a row
+    notes.txt  notes.md         a record {"text": ...} a line; blank lines are skipped (the convention of `datasets`)
+    web.jsonl  web.ndjson       a JSON object a line; blank lines are skipped
+    web.json                    the same, or one array of objects
+    web.parquet  web.arrow      a record a row
+    web.tar                     members that share a name up to its first dot are a record (webdataset)
     folder/  "web/*.jsonl"      such files in a folder and below it, or of a pattern, sorted by path
     saved/                      a folder written by `Dataset.save_to_disk`
     hf:NAME[:CONFIG][@SPLIT]    a dataset of the hub; the split is `train` unless named
+    s3://bucket/web.jsonl       files, folders and patterns by any URL that `fsspec` knows: each file is copied once
 
-In a folder, README files, names that start with "." or "_", and kinds not listed here are left out.
+Any of the files may end in .gz, .zst, .bz2 or .xz too: it is decompressed once. In a folder, README files, names that
+start with "." or "_", and kinds not listed here are left out.
 """
 
-from bisect import bisect_right
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
-from itertools import accumulate, groupby
-from pathlib import Path
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-from omni_data.columns import is_saved_dataset, open_hub, open_parquet, open_saved_dataset
-from omni_data.document import Document, Source
+from omni_data.columns import is_saved_dataset, open_arrow, open_hub, open_parquet, open_saved_dataset
+from omni_data.combine import concatenate, map_source
+from omni_data.document import Document, Record, Source, check_fields, document_of
+from omni_data.json_array import JsonArray, find_objects, is_json_array
 from omni_data.lines import JsonLines, TextLines, find_lines
+from omni_data.remote import Place, ending_of, fetch, find_remote, is_url
 from omni_data.synth import builtin_corpus
+from omni_data.tar import open_tar
 
-_KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+T = TypeVar("T")
 
+_KINDS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "lines",
+    ".json": "json",
+    ".ndjson": "lines",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "tar",
+}
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Concatenated:
-    """Sources one after the other, as one."""
-
-    name: str
-    parts: tuple[Source, ...]
-    stops: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.stops[-1]
-
-    def __getitem__(self, i: int, /) -> Document:
-        i = range(len(self))[i]
-        part = bisect_right(self.stops, i)
-        return self.parts[part][i - (self.stops[part - 1] if part else 0)]
+_AT_ONCE = 8
+"""How many files are copied at a time."""
 
 
-def concatenate(name: str, parts: Sequence[Source]) -> Source:
-    """The sources one after the other."""
-    return Concatenated(name, tuple(parts), tuple(accumulate(map(len, parts))))
+def open_records(spec: str, *, columns: Sequence[str] | None = None, cache: Path | None = None) -> Source[Record]:
+    """The records that `spec` names (the table above), the first of each file already checked.
 
-
-def open_source(spec: str, *, field: str = "text") -> Source:
-    """The documents that `spec` names (the table above), the first of each file already checked.
-
-    Effect: reads files; `hf:` downloads.
+    Effect: reads files; `hf:` and URLs download; compressed files are written to the cache, decompressed.
 
     Args:
-        spec: a path, a pattern, `builtin`, or `hf:NAME[:CONFIG][@SPLIT]`.
-        field: where a record keeps its document: a string, or a list of token ids.
+        spec: a path, a pattern, a URL, `builtin`, or `hf:NAME[:CONFIG][@SPLIT]`.
+        columns: the fields to read, which every record must have; None is whatever a record has.
+        cache: a folder for copies; None is `omni-data` next to the caches of the hub.
+
+    Raises:
+        ValueError: if there is no such thing, it is empty, or its first record cannot be read.
+    """
+    return _joined(spec, [_checked(part) for part in _open_parts(spec, columns, "text", cache)])
+
+
+def open_source(spec: str, *, field: str = "text", cache: Path | None = None) -> Source[Document]:
+    """The documents that `spec` names (the table above), the first of each file already checked.
+
+    Effect: as of `open_records`.
+
+    Args:
+        spec: as of `open_records`.
+        field: where a record keeps its document: a string, or a list of token ids. A line of text is a document,
+            whatever the field.
+        cache: as of `open_records`.
 
     Raises:
         ValueError: if there is no such thing, it is empty, or its first record has no document in `field`.
     """
-    if spec == "builtin":
-        return builtin_corpus()
-    if not spec:
-        raise ValueError("no source is named; `builtin` needs no file.")
-    if spec.startswith("hf:"):
-        return _checked(open_hub(spec.removeprefix("hf:"), field))
-    path = Path(spec).expanduser()
-    if is_saved_dataset(path):
-        return _checked(open_saved_dataset(path, field))
-    parts = [
-        _checked(part)
-        for kind, paths in groupby(find_files(spec), key=lambda p: _KINDS[p.suffix.lower()])
-        for part in _open_files(kind, list(paths), field)
-    ]
-    return parts[0] if len(parts) == 1 else concatenate(spec, parts)
+    read = partial(document_of, field=field)
+    return _joined(spec, [_checked(map_source(part, read)) for part in _open_parts(spec, [field], field, cache)])
 
 
 def find_files(spec: str) -> list[Path]:
     """The files of a path or a pattern, sorted. Effect: looks at the disk.
 
     Raises:
-        ValueError: if there are none, or a named one is of an unknown kind.
+        ValueError: if there are none.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -92,30 +99,90 @@ def find_files(spec: str) -> list[Path]:
     files = [path] if path.is_file() else sorted(p for p in _matches(path) if p.is_file())
     if not files:
         raise ValueError(_no_such(spec, path))
-    if unknown := [str(p) for p in files if p.suffix.lower() not in _KINDS]:
-        raise ValueError(f"{', '.join(unknown[:5])}: the kind of a file is its ending, one of {', '.join(_KINDS)}.")
     return files
 
 
-def _open_files(kind: str, paths: list[Path], field: str) -> list[Source]:
+def _open_parts(spec: str, columns: Sequence[str] | None, line: str, cache: Path | None) -> list[Source[Record]]:
+    """The sources that `spec` is made of, in order; a line of text is a record of the one field `line`."""
+    if not spec:
+        raise ValueError("no source is named; `builtin` needs no file.")
+    if spec == "builtin":
+        _check_line("builtin", columns, line)
+        return [map_source(builtin_corpus(), partial(_line_record, line))]
+    spec = re.sub("^(file|local)://", "", spec)
+    if is_url(spec):
+        places = find_remote(spec, _is_data)
+    elif spec.startswith("hf:"):
+        return [open_hub(spec.removeprefix("hf:"), columns)]
+    elif is_saved_dataset(path := Path(spec).expanduser()):
+        return [open_saved_dataset(path, columns)]
+    else:
+        places = [Place(str(path), str(path.absolute())) for path in find_files(spec)]
+    if unknown := [place.name for place in places if _kind(place) is None]:
+        raise ValueError(f"{', '.join(unknown[:5])}: the kind of a file is its ending, one of {', '.join(_KINDS)}.")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        paths = list(pool.map(partial(fetch, cache=cache), places))
+    return [
+        part
+        for kind, group in groupby(zip(places, paths, strict=True), key=lambda pair: _kind(pair[0]))
+        for part in _open_files(kind, [(path, place.name) for place, path in group], columns, line)
+    ]
+
+
+def _kind(place: Place) -> str | None:
+    return _KINDS.get(ending_of(place.name)[0])
+
+
+def _open_files(
+    kind: str | None, files: list[tuple[Path, str]], columns: Sequence[str] | None, line: str
+) -> list[Source[Record]]:
+    """The sources that files of one kind are, each given with its name."""
     if kind == "parquet":
-        return [open_parquet(paths, field)]
-    lines = [(path, find_lines(path)) for path in paths]
-    if empty := [str(path) for path, starts in lines if not len(starts)]:
+        return [open_parquet([path for path, _ in files], columns, [name for _, name in files])]
+    if kind == "arrow":
+        return [open_arrow(path, name, columns) for path, name in files]
+    if kind == "tar":
+        return [open_tar(path, name, columns) for path, name in files]
+    parts: list[Source[Record]] = []
+    for path, name in files:
+        if kind == "json" and is_json_array(path):
+            parts.append(JsonArray(name, path, find_objects(path, name), columns))
+        elif kind == "text":
+            _check_line(name, columns, line)
+            parts.append(TextLines(name, path, find_lines(path), line))
+        else:
+            parts.append(JsonLines(name, path, find_lines(path), columns))
+    if empty := [part.name for part in parts if not len(part)]:
         raise ValueError(f"{', '.join(empty[:5])}: empty; there is no line that is not blank.")
-    return [JsonLines(path, field, starts) if kind == "json" else TextLines(path, starts) for path, starts in lines]
+    return parts
 
 
-def _checked(source: Source) -> Source:
-    """The source, whose first document can be read."""
+def _check_line(name: str, columns: Sequence[str] | None, line: str) -> None:
+    try:
+        check_fields(columns or (), [line])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _line_record(field: str, line: Document) -> Record:
+    return {field: line}
+
+
+def _joined(spec: str, parts: list[Source[T]]) -> Source[T]:
+    return parts[0] if len(parts) == 1 else concatenate(spec, parts)
+
+
+def _checked(source: Source[T]) -> Source[T]:
+    """The source, whose first item can be read."""
     source[0]
     return source
 
 
-def _is_data(path: Path) -> bool:
+def _is_data(path: PurePath) -> bool:
     """Whether a file of a folder is meant as data: `path` is relative to that folder."""
     hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return path.suffix.lower() in _KINDS and not hidden and path.stem.lower() != "readme"
+    name = path.name.lower()
+    return ending_of(name)[0] in _KINDS and not hidden and name.partition(".")[0] != "readme"
 
 
 def _matches(pattern: Path) -> Iterator[Path]:

@@ -1,0 +1,83 @@
+"""Sources made of sources: one after the other, and each item through a function. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
+
+from omni_data.document import Source, T_co, place_of
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Concatenated(Generic[T_co]):
+    """Sources one after the other, as one."""
+
+    name: str
+    parts: tuple[Source[T_co], ...]
+    stops: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.stops[-1] if self.stops else 0
+
+    def __getitem__(self, i: int, /) -> T_co:
+        part, i = self._find(i)
+        return self.parts[part][i]
+
+    def place(self, i: int) -> str:
+        part, i = self._find(i)
+        return place_of(self.parts[part], i)
+
+    def _find(self, i: int) -> tuple[int, int]:
+        i = range(len(self))[i]
+        part = bisect_right(self.stops, i)
+        return part, i - (self.stops[part - 1] if part else 0)
+
+
+def concatenate(name: str, parts: Sequence[Source[T]]) -> Source[T]:
+    """The sources one after the other."""
+    return Concatenated(name, tuple(parts), tuple(accumulate(map(len, parts))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapped(Generic[T_co]):
+    """The items of a source, each through `f` when it is read."""
+
+    source: Source[Any]
+    f: Callable[[Any], T_co]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int, /) -> T_co:
+        item = self.source[i]  # What is wrong here, the source has placed already.
+        try:
+            return self.f(item)
+        except ValueError as error:
+            raise ValueError(f"{self.place(i)}: {error}") from error
+        except Exception as error:
+            error.add_note(f"The item is {self.place(i)}.")
+            raise
+
+    def place(self, i: int) -> str:
+        return place_of(self.source, range(len(self))[i])
+
+
+def map_source(source: Source[S], f: Callable[[S], T]) -> Source[T]:
+    """`f` of every item of `source`, computed when it is read.
+
+    A ValueError of `f` is raised with the place of the item before it, any other error with the place as a note. It
+    pickles where `source` and `f` do.
+
+    >>> from omni_data.document import Documents
+    >>> list(map_source(Documents("numbers", ["1", "2"]), int))
+    [1, 2]
+    """
+    return Mapped(source, f)
