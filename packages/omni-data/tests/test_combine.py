@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from omni_data import Documents, concatenate, map_source, place_of
+from omni_data import Documents, concatenate, mapped, place_of
 
 
 def test_concatenated_sources_are_one_after_the_other_and_know_their_parts():
@@ -16,7 +16,7 @@ def test_concatenated_sources_are_one_after_the_other_and_know_their_parts():
 
 def test_a_map_is_computed_when_it_is_read():
     seen = []
-    source = map_source(Documents("a", ["x", "y"]), lambda item: seen.append(item) or item * 2)
+    source = mapped(Documents("a", ["x", "y"]), lambda item: seen.append(item) or item * 2)
     assert (source.name, len(source), seen) == ("a", 2, [])
     assert (source[1], seen) == ("yy", ["y"])
     with pytest.raises(IndexError):
@@ -24,24 +24,24 @@ def test_a_map_is_computed_when_it_is_read():
 
 
 def test_a_map_pickles_where_its_function_does():
-    assert list(pickle.loads(pickle.dumps(map_source(Documents("a", ["1", "2"]), int)))) == [1, 2]
+    assert list(pickle.loads(pickle.dumps(mapped(Documents("a", ["1", "2"]), int)))) == [1, 2]
 
 
 @pytest.mark.parametrize("i", [2, -1])
 def test_an_error_of_a_map_has_the_place_of_its_item(i):
-    source = map_source(concatenate("both", [Documents("a", ["1", "2"]), Documents("b", ["x"])]), int)
+    source = mapped(concatenate("both", [Documents("a", ["1", "2"]), Documents("b", ["x"])]), int)
     with pytest.raises(ValueError, match=r"^b: row 0: invalid literal for int\(\)"):
         source[i]
 
 
 def test_an_error_that_is_no_value_error_is_noted():
     with pytest.raises(TypeError) as caught:
-        map_source(Documents("a", [None]), len)[0]
+        mapped(Documents("a", [None]), len)[0]
     assert caught.value.__notes__ == ["The item is a: row 0."]
 
 
 def test_an_error_of_the_source_is_placed_once():
-    source = map_source(map_source(Documents("a", ["x"]), int), str)
+    source = mapped(mapped(Documents("a", ["x"]), int), str)
     with pytest.raises(ValueError) as caught:
         source[0]
     assert str(caught.value).count("a: row 0") == 1

@@ -1,7 +1,7 @@
 """Documents to packed batches, in one global order that resumes to the token."""
 
 from omni_data.chat import ChatTokenizer, render_chat
-from omni_data.combine import concatenate, map_source
+from omni_data.combine import concatenate, mapped
 from omni_data.conversations import Conversation, conversation_of
 from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors
 from omni_data.document import Document, Documents, Record, Source, place_of
@@ -51,7 +51,7 @@ __all__ = [
     "encode_document",
     "fingerprint",
     "fit_rows",
-    "map_source",
+    "mapped",
     "merge_cursors",
     "open_records",
     "open_source",

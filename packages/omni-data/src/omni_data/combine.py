@@ -70,14 +70,14 @@ class Mapped(Generic[T_co]):
         return place_of(self.source, range(len(self))[i])
 
 
-def map_source(source: Source[S], f: Callable[[S], T]) -> Source[T]:
+def mapped(source: Source[S], f: Callable[[S], T]) -> Source[T]:
     """`f` of every item of `source`, computed when it is read.
 
     A ValueError of `f` is raised with the place of the item before it, any other error with the place as a note. It
     pickles where `source` and `f` do.
 
     >>> from omni_data.document import Documents
-    >>> list(map_source(Documents("numbers", ["1", "2"]), int))
+    >>> list(mapped(Documents("numbers", ["1", "2"]), int))
     [1, 2]
     """
     return Mapped(source, f)

@@ -25,7 +25,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from omni_data.columns import is_saved_dataset, open_arrow, open_hub, open_parquet, open_saved_dataset
-from omni_data.combine import concatenate, map_source
+from omni_data.combine import concatenate, mapped
 from omni_data.document import Document, Record, Source, check_fields, document_of
 from omni_data.json_array import JsonArray, find_objects, is_json_array
 from omni_data.lines import JsonLines, TextLines, find_lines
@@ -81,7 +81,7 @@ def open_source(spec: str, *, field: str = "text", cache: Path | None = None) ->
         ValueError: if there is no such thing, it is empty, or its first record has no document in `field`.
     """
     read = partial(document_of, field=field)
-    return _joined(spec, [_checked(map_source(part, read)) for part in _open_parts(spec, [field], field, cache)])
+    return _joined(spec, [_checked(mapped(part, read)) for part in _open_parts(spec, [field], field, cache)])
 
 
 def find_files(spec: str) -> list[Path]:
@@ -108,7 +108,7 @@ def _open_parts(spec: str, columns: Sequence[str] | None, line: str, cache: Path
         raise ValueError("no source is named; `builtin` needs no file.")
     if spec == "builtin":
         _check_line("builtin", columns, line)
-        return [map_source(builtin_corpus(), partial(_line_record, line))]
+        return [mapped(builtin_corpus(), partial(_line_record, line))]
     spec = re.sub("^(file|local)://", "", spec)
     if is_url(spec):
         places = find_remote(spec, _is_data)
