@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from encoders import Lines, refuse_odd, with_patches
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from omni_data import (
     Documents,
     Packing,
     Part,
-    Sample,
     cursor_from_json,
     cursor_to_json,
     merge_cursors,
@@ -29,22 +29,6 @@ WEB = synthetic_documents(vocab_size=1000, count=301, median=20, sigma=1.0, seed
 CODE = synthetic_documents(vocab_size=1000, count=97, median=50, sigma=1.0, seed=2)
 
 
-class Lines:
-    """Ten parts of documents that can only be read in order."""
-
-    name, parts = "lines", 10
-
-    def read(self, part, state, /):
-        for i in range(state or 0, 300):
-            yield [part, i, *range(i % 7)], i + 1
-
-
-def with_picture(document):
-    """A sample with a 'patch' for each token."""
-    tokens_N = np.array(document[:S], np.int32)
-    return Sample(tokens_N, tokens_N % 2 == 0, {"patches": np.stack([tokens_N, tokens_N], 1).astype(np.float32)})
-
-
 KINDS = {
     "map": {"source": WEB},
     "unshuffled": {"source": WEB, "shuffle": False},
@@ -53,7 +37,7 @@ KINDS = {
     "fit": {"source": WEB, "packing": Packing("fit")},
     "fit of a mix": {"source": [Part(WEB, 0.7), Part(Lines(), 0.3)], "packing": Packing("fit", max_len=40)},
     "single": {"source": WEB, "packing": Packing("single", long="right")},
-    "media": {"source": CODE, "packing": Packing("fit"), "encode": with_picture},
+    "media": {"source": CODE, "packing": Packing("fit"), "encode": with_patches},
     "finite": {"source": [Part(WEB, 0.7, epochs=1), Part(CODE, 0.3, epochs=2)], "until": "all"},
 }
 
@@ -163,12 +147,6 @@ def test_long_documents_are_cut_as_asked_and_counted():
         assert (total.cut, total.dropped) == (counts.cut + (long == "split"), counts.dropped)
     with pytest.raises(ValueError, match=r"long: row 0: .*10 tokens is longer than the 4 that fit"):
         list(stream_batches(source, Cursor(), packing=Packing("fit", long="error"), **how))
-
-
-def refuse_odd(document):
-    if document[0] % 2:
-        raise ValueError(f"{document[0]} is odd.")
-    return Sample(np.array(document, np.int32))
 
 
 def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_first_five():

@@ -1,5 +1,6 @@
 """Laws of worker processes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+from encoders import complain, fail_at_once, kill_the_reader
 
 from omni_data import Cursor, Documents, stream_batches, synthetic_documents
 from omni_data.workers import start_workers
@@ -19,18 +21,6 @@ def children():
     told = subprocess.run(["ps", "-o", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout
     lines = [line.split(maxsplit=2) for line in told.splitlines()[1:]]
     return [int(pid) for pid, parent, args in lines if int(parent) == os.getpid() and "omni_data.worker" in args]
-
-
-def kill_the_reader(document):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail_at_once(document):
-    raise RuntimeError("not the data's fault")
-
-
-def complain(document):
-    raise ValueError("not a good document.")
 
 
 def test_a_worker_that_dies_is_an_error_and_no_hang():
@@ -86,6 +76,16 @@ def test_workers_end_with_the_process_that_started_them():
 def test_what_cannot_be_sent_is_an_error_with_the_remedy():
     stream = stream_batches(Documents("a", ["b"]), Cursor(), tokenize=lambda text: [1], workers=1, **HOW)
     with pytest.raises(ValueError, match="workers=1 need sources and functions that can be sent"):
+        next(stream)
+
+
+def test_what_a_worker_cannot_import_is_told_with_the_name(tmp_path, monkeypatch):
+    (tmp_path / "passing.py").write_text("def encode(document):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    encode = importlib.import_module("passing").encode
+    stream = stream_batches(SOURCE, Cursor(), encode=encode, workers=1, **HOW)
+    (tmp_path / "passing.py").unlink()
+    with pytest.raises(RuntimeError, match=r"(?s)a data worker failed:.*No module named 'passing'"):
         next(stream)
 
 

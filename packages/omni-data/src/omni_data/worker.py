@@ -7,7 +7,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -21,23 +21,27 @@ from omni_data.window import Window
 def serve(line: Connection) -> None:
     """Answer each question of `line` until it is closed. Effect: reads sources."""
     sys.path[:], order = line.recv()
-    making: Making = pickle.loads(order)
+    making: list[Making] = []
     opened: dict[tuple[int, int], tuple[Position, Iterator[Window]]] = {}
-    while True:
-        number, shard, source, start, count = line.recv()
+
+    def make(shard: int, source: int, start: Position, count: int) -> list[Window]:
+        making.extend(() if making else (pickle.loads(order),))
         at, windows = opened.pop((shard, source), (None, iter(())))
         if at != start:
-            windows = making(shard, source, start)
-        answer = _made(windows, count)
-        if answer[0] == "windows" and answer[1]:
-            opened[shard, source] = answer[1][-1].after, windows
-        line.send((number, answer))
+            windows = making[0](shard, source, start)
+        if made := list(islice(windows, count)):
+            opened[shard, source] = made[-1].after, windows
+        return made
+
+    while True:
+        number, *question = line.recv()
+        line.send((number, _told(make, *question)))
 
 
-def _made(windows: Iterator[Window], count: int) -> tuple[str, Any]:
-    """The next `count` windows, or what is wrong."""
+def _told(make: Callable[..., list[Window]], *question: Any) -> tuple[str, Any]:
+    """What `make` gives, or what is wrong, and of which kind that is."""
     try:
-        return "windows", list(islice(windows, count))
+        return "windows", make(*question)
     except ValueError as problem:
         return "problem", str(problem)
     except BaseException:  # noqa: BLE001  # Whatever it is, it is told to the process that asked.
