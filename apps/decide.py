@@ -1,21 +1,21 @@
 """What will happen: every decision of a run, made before any process or weight is touched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from hashlib import sha256
 from math import lcm
 from pathlib import Path
 from typing import Any
 
 import torch
 from compute import Compute, choose_compute, choose_gathered
+from data import find_other_orders, fix_order, open_parts
 from preflight import attempt, refuse
 from request import Config
 from room import check_room, check_writable
 from transformers import PreTrainedModel
 
 from omni_ckpt import mismatches, newest_whole, read_plain, refuse_none_whole, stored
-from omni_data import Source, TextTokenizer, fingerprint, open_source, read_tokenizer
+from omni_data import Part, TextTokenizer, read_tokenizer
 from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
@@ -48,7 +48,7 @@ class Decision:
     facts: ModelFacts
     plan: ParallelPlan
     schedule: Schedule
-    source: Source
+    parts: tuple[Part, ...]
     tokenizer: TextTokenizer
     batch: int
     micro: int
@@ -89,7 +89,7 @@ class Decision:
                     f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
                 ),
                 ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
-                ("data", f"{self.source.name}, {len(self.source):,} documents, tokenizer {self.tokenizer.name}"),
+                ("data", f"{self._sources()}, tokenizer {self.tokenizer.name}"),
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", f"continues {found}" if found else self.start),
                 *((("saves", saves),) if saves else ()),
@@ -105,6 +105,11 @@ class Decision:
                 ),
             )
         )
+
+    def _sources(self) -> str:
+        told = [f"{p.source.name}, {len(p.source):,} documents" for p in self.parts if isinstance(p.source, Sized)]
+        weighed = zip(told, self.parts, strict=True)
+        return told[0] if len(told) == 1 else "; ".join(f"{one}, weight {part.weight}" for one, part in weighed)
 
     def _experts(self) -> str:
         ep = self.spec.ep
@@ -137,7 +142,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
     attempt(problems, check_optim, config.optim)
     attempt(problems, check_counts, config)
-    source = attempt(problems, open_source, config.data, field=config.field)
+    parts = attempt(problems, open_parts, config)
     model_config = attempt(problems, read_config, config.model)
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = attempt(problems, describe, model) if model else None
@@ -171,21 +176,11 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         differing = [] if there is None else mismatches(named_tensors(model), there)
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
     kept = attempt(problems, kept_order, found) or {} if found else {}
-    asked = {
-        "data": attempt(problems, fingerprint, source) if source else None,
-        "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
-        "shuffle": config.shuffle,
-        "seed": config.seed,
-    }
-    problems += [
-        f"{found} stands at a place in other data ({fact} {kept[fact]}, now {value}), which means nothing in this: "
-        "give it the same data, tokenizer and seed, or choose another --out."
-        for fact, value in asked.items()
-        if value is not None and kept.get(fact, value) != value
-    ]
+    asked = fix_order(config, parts, tokenizer)
+    problems += find_other_orders(config, found, kept, asked) if kept else []
     rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
     refuse(problems)
-    assert spec and rows and schedule and source and tokenizer and model and facts and plan and compute
+    assert spec and rows and schedule and parts and tokenizer and model and facts and plan and compute
     batch, micro, virtual_shards = rows
     return Decision(
         spec=spec,
@@ -193,7 +188,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         facts=facts,
         plan=plan,
         schedule=schedule,
-        source=source,
+        parts=parts,
         tokenizer=tokenizer,
         batch=batch,
         micro=micro,
@@ -235,6 +230,8 @@ def check_counts(config: Config) -> None:
         "max_skips": 1,
         "max_restarts": 0,
         "timeout_s": 1,
+        "max_bad": 0,
+        "workers": 0,
     }
     if problems := [
         f"{name}={value} must be at least {bound}."
@@ -252,11 +249,6 @@ def kept_order(found: Path) -> dict[str, Any]:
     """
     plain = read_plain(found)
     return {**plain.get("order", {}), "rows": plain.get("cursor", {}).get("rows", 0)}
-
-
-def fingerprint_files(files: Mapping[str, bytes]) -> str:
-    """A short digest of files by name. Pure."""
-    return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]
 
 
 def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int, int]:

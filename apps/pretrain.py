@@ -14,6 +14,7 @@ Without weights the model starts at random. A run found in --out is continued.
 
 from contextlib import closing
 
+from data import read_batches
 from decide import decide
 from patience import MARGIN_S, START_S, expect_steps
 from preflight import start
@@ -31,7 +32,7 @@ from step import (
 )
 from watch import forget_after, what_next
 
-from omni_data import Cursor, prefetch, stream_batches
+from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
 from omni_models import (
     fill_weights,
@@ -80,7 +81,7 @@ def main(config: Config) -> None:
 
         # Resume. The mesh may differ from the one that was saved.
         if found:
-            state, cursor, best = load_run(state, found, run.order)
+            state, cursor, best = load_run(state, found)
         saves = keeper.make_room(state, cursor)
         if chief := world.rank == 0:
             print(run.told(found, saves), flush=True)
@@ -89,21 +90,8 @@ def main(config: Config) -> None:
                 forget_after(config.out / name, state.step)
 
         # Train.
-        stream = prefetch(
-            stream_batches(
-                run.source,
-                cursor,
-                shard=mesh.tokens.get_local_rank("dp"),
-                num_shards=run.spec.dp,
-                rows=run.micro,
-                seq_len=config.seq_len,
-                tokenize=run.tokenizer.encode,
-                eos_id=run.tokenizer.eos_id,
-                virtual_shards=run.virtual_shards,
-                shuffle=config.shuffle,
-                seed=config.seed,
-            )
-        )
+        at = {"shard": mesh.tokens.get_local_rank("dp"), "num_shards": run.spec.dp}
+        stream = read_batches(config, run, cursor, **at)
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
         begin = expect_steps(dog, mesh, config.timeout_s)
@@ -112,8 +100,9 @@ def main(config: Config) -> None:
                 begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)
                 micro, cursor, data = take_rows(batches, run, mesh, world.device)
-                metrics, loads = accumulate_grads_(model, micro, run.compute.loss, balance=run.balance)
-                metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, world.device)}
+                how = {"balance": run.balance, "sources": len(run.parts)}
+                metrics, loads = accumulate_grads_(model, micro, run.compute.loss, **how)
+                metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, data, world.device)}
                 scale = scale_or_skip(metrics, config.optim.max_norm)
                 state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
                 rebalance_(model, loads, run.rate, scale)

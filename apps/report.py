@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from about import tell_about, without_secrets
 from decide import Decision
 from request import Config
-from step import DataTold
+from step import HEARD, DataTold
 from torch import Tensor
 from watch import append_row, check_skips, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
 
@@ -69,6 +70,8 @@ class Reporter:
         self.values: dict[str, float] = {}
         self.asked_to_leave = self.asked_to_save = False
         self.skips, self.tokens, self.best = 0, 0, best
+        self.over = False
+        self.odd = Counter[str]()
 
     def __enter__(self) -> "Reporter":
         return self
@@ -123,8 +126,13 @@ class Reporter:
         noted, self.noted = self.noted, None
         seconds, self.last = noted.end.seconds_since(self.last), noted.end
         values = {name: value.item() for name, value in noted.metrics.items()}
-        self.asked_to_leave |= values.pop("asked_to_leave", 0) > 0
-        self.asked_to_save |= values.pop("asked_to_save", 0) > 0
+        heard = {name: values.pop(name) for name in HEARD if name in values}
+        self.asked_to_leave |= heard.get("asked_to_leave", 0) > 0
+        self.asked_to_save |= heard.get("asked_to_save", 0) > 0
+        if heard.get("rows") == 0:
+            self._tell_end(noted)
+            return
+        values |= self._tell_data(heard) | self._name_sources(values)
         self.values, self.tokens = values, noted.known["tokens_so_far"]
         if lost := find_lost(values):
             self._tell_skip(noted, lost)
@@ -138,6 +146,29 @@ class Reporter:
             append_row(self.config.out / "metrics.jsonl", row)
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
             print(progress_line(row, self.config.steps, pace), flush=True)
+
+    def _tell_end(self, noted: Noted) -> None:
+        if self.world.rank == 0 and not self.over:
+            print(f"The data ended before step {noted.step}, which changed nothing.", flush=True)
+        self.over = self.asked_to_leave = True
+
+    def _tell_data(self, heard: Mapping[str, float]) -> dict[str, float]:
+        """The share of positions that are no padding; and what was read otherwise than as it is, of the whole run here.
+
+        Ranks that share rows count what they read alike: it is divided among them.
+        """
+        if not heard:
+            return {}
+        sharing = self.world.size / self.run.spec.dp
+        for name in ("cut", "dropped", "empty", "bad"):
+            self.odd[name] += round(heard[name] / sharing)
+        odd = {f"documents_{name}": count for name, count in self.odd.items() if count}
+        return {"fill": heard["fill"] / self.world.size, **odd}
+
+    def _name_sources(self, values: dict[str, float]) -> dict[str, float]:
+        """The loss of each source that was in the step, by its name; taken out of `values`."""
+        losses = {part.source.name: values.pop(f"loss_of_{i}", math.nan) for i, part in enumerate(self.run.parts)}
+        return {f"loss/{name}": loss for name, loss in losses.items() if not math.isnan(loss)}
 
     def is_asked(self) -> bool:
         """Whether a rank was asked, by a signal, for a checkpoint: for this one now, or for a last one."""

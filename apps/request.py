@@ -7,9 +7,25 @@ from typing import Annotated, Literal
 import tyro
 
 from omni_ckpt import Retention, as_place
+from omni_data import Packing
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig, RecomputeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class MixConfig:
+    """How the sources of --data are mixed."""
+
+    weights: tuple[str, ...] = ()
+    """Of each source: its share of the tokens, or a schedule of shares, linear between points of weight@tokens of the
+    whole run: 1@0,0.2@5e9. Left out: the same for all."""
+    epochs: tuple[int, ...] = ()
+    """How often each source is read at most; 0 is without end. Left out: without end."""
+    until: Literal["first", "all"] = "first"
+    """With limits on epochs: end when the first source is through, or go on with the others until all are."""
+    changed: bool = False
+    """Go on from a checkpoint with other sources; those that it knows go on where they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +36,9 @@ class Config:
     """Architecture: a preset (tiny, qwen3-8b, llama-3.1-8b, ...), a directory with a config.json, or a hub name."""
     weights: str | None = None
     """Directory or hub name of safetensors to start from. Left out: random weights."""
-    data: str = "builtin"
-    """A .jsonl, .parquet or .txt file (a document a line), a folder or pattern of them, hf:NAME for a dataset of the
-    hub, or builtin."""
+    data: tuple[str, ...] = ("builtin",)
+    """A .jsonl, .parquet, .arrow, .tar or .txt file (a document a line), compressed too, a folder or pattern of them,
+    a URL, hf:NAME for a dataset of the hub, or builtin. Several are mixed: see --mix."""
     field: str = "text"
     """The field of a record that holds its document."""
     tokenizer: str | None = None
@@ -44,7 +60,13 @@ class Config:
     micro: int | None = None
     """Rows of one forward and backward pass on one rank. Left out: all its rows of the step at once."""
     seq_len: int = 256
-    """Tokens of a row. Documents are packed end to end and never see each other."""
+    """Tokens of a row. Its documents never see each other."""
+    packing: Packing = Packing()
+    max_bad: int = 0
+    """Documents that cannot be used and are left out, on each rank; one more ends the run."""
+    workers: int = 0
+    """Processes of each rank that read, tokenize and pack; without any, a thread does."""
+    mix: MixConfig = MixConfig()
     shuffle: bool = True
     """Read the documents of each epoch in another order."""
     virtual_shards: int | None = None

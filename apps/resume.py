@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from about import check_about
+from data import name_positions
 from patience import MARGIN_S
 from request import Config
 from room import free_memory
@@ -64,7 +65,7 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     return choice.path
 
 
-def load_run(state: TrainState, found: Path, order: Order) -> tuple[TrainState, Cursor, Any]:
+def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Any]:
     """The state, the place in the data and the best loss that checkpoint `found` has, whatever mesh wrote it.
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
@@ -72,9 +73,10 @@ def load_run(state: TrainState, found: Path, order: Order) -> tuple[TrainState, 
     plain = read_plain(found)
     about = plain.get("about", {})
     check_about(about, found)
-    tree = _tree(state, Cursor(), order) | {"cursor": plain.get("cursor", {}), "about": about}
-    tree = load_dcp(tree, found, check=False)
-    return restore_state(state, tree["state"]), cursor_from_json(tree["cursor"]), about.get("best")
+    tree = {"state": state_tree(state), **{name: plain[name] for name in plain if name != "state"}}
+    state = restore_state(state, load_dcp(tree, found, check=False)["state"])
+    cursor = name_positions(cursor_from_json(plain["cursor"]), plain["order"])
+    return state, cursor, about.get("best")
 
 
 class Keeper:

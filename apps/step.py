@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from decide import Decision
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from omni_data import Batch, Cursor, Stream, document_bounds, shard_sequence
+from omni_data import IGNORE, Batch, Counts, Cursor, document_bounds, shard_sequence
 from omni_mesh import Mesh, Requests
 from omni_models import (
     balance_loss,
@@ -80,6 +80,7 @@ def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0,
         "input_ids": batch.tokens_BS,
         "position_ids": batch.positions_BS,
         "labels_Bs": shard_sequence(batch.labels_BS, part, parts),
+        "sources_B": batch.sources_B,
         "real_T": shard_sequence(np.zeros_like(batch.labels_BS), part, parts).ravel() == 0,
         "cu_seqlens": cu_seqlens,
     }
@@ -97,20 +98,33 @@ class DataTold:
     """Tokens of the document that a token is in, on average."""
     waited: float
     """Seconds until all of it was on its way to the device."""
+    rows: int = 1
+    """Of this rank, that have documents."""
+    fill: float = 1.0
+    """The share of positions that are not padding, of this rank."""
+    counts: Counts = Counts()
+    """What this rank read for it."""
 
 
 def take_rows(
-    batches: Stream[Batch], run: Decision, mesh: Mesh, device: torch.device
+    batches: Iterator[tuple[Batch, Cursor]], run: Decision, mesh: Mesh, device: torch.device
 ) -> tuple[list[dict[str, Any]], Cursor, DataTold]:
     """The next microbatches of this rank on `device`, the place in the data after them, and what is told of them."""
     began = time.perf_counter()
-    micro, cursor, reach = [], Cursor(), 0.0
+    micro, taken, cursor = [], [], Cursor()
     for _ in range(count := run.batch // run.spec.dp // run.micro):
         batch, cursor = next(batches)
         part = mesh.tokens.get_local_rank("sp")
         micro.append(place(batch, run.facts.vocab_size, device, part=part, parts=run.spec.sp))
-        reach += mean_reach(batch) / count
-    return micro, cursor, DataTold(reach, time.perf_counter() - began)
+        taken.append(batch)
+    told = DataTold(
+        sum(map(mean_reach, taken)) / count,
+        time.perf_counter() - began,
+        rows=sum(int((batch.sources_B >= 0).sum()) for batch in taken),
+        fill=sum(batch.fill for batch in taken) / count,
+        counts=sum((batch.counts for batch in taken), Counts()),
+    )
+    return micro, cursor, told
 
 
 def mean_reach(batch: Batch) -> float:
@@ -120,7 +134,7 @@ def mean_reach(batch: Batch) -> float:
 
 
 def accumulate_grads_(
-    model: PreTrainedModel, micro: Sequence[dict[str, Any]], loss: Loss, *, balance: float = 0.0
+    model: PreTrainedModel, micro: Sequence[dict[str, Any]], loss: Loss, *, balance: float = 0.0, sources: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Add to `model` the gradient of the mean loss (nats) over every target of every rank and microbatch.
 
@@ -129,6 +143,7 @@ def accumulate_grads_(
         micro: the arguments of the model, and what else `place` gives, of each microbatch of this rank.
         loss: how it is computed.
         balance: weight of the balance loss, which is over the tokens of all ranks, and the mean over microbatches.
+        sources: how many the rows are from; of several, each has a loss and targets of its own.
 
     Returns:
         What was measured, by name; and by layer the tokens of all ranks that chose each expert, (E,).
@@ -136,11 +151,16 @@ def accumulate_grads_(
     targets = global_sum(torch.stack([count_targets(inputs["labels_Bs"]) for inputs in micro]).sum())
     shares = targets.clamp(min=1)  # A step without a target has a loss of zero, not of nothing.
     total, uneven = torch.zeros((), device=targets.device), torch.zeros((), device=targets.device)
+    by_source = torch.zeros(2, sources, dtype=torch.float64, device=targets.device)
     loads: list[dict[str, Tensor]] = []
     for inputs in micro:
-        labels_Bs, real_T = inputs.pop("labels_Bs"), inputs.pop("real_T")
+        labels_Bs, real_T, sources_B = inputs.pop("labels_Bs"), inputs.pop("real_T"), inputs.pop("sources_B")
+        each_Bs = torch.zeros(labels_Bs.shape, device=targets.device) if sources > 1 else None
         with record_routing(model, logits=balance > 0) as routing:
-            part = summed_loss(model, inputs, labels_Bs, impl=loss) / shares
+            part = summed_loss(model, inputs, labels_Bs, impl=loss, each_Bs=each_Bs) / shares
+        if each_Bs is not None:
+            sums_2B = torch.stack([each_Bs.sum(1), (labels_Bs != IGNORE).sum(1)]).double()
+            by_source.index_add_(1, sources_B.clamp(min=0), sums_2B)
         total += part.detach()
         if balance:
             logits, K = list(routing.logits.values()), next(iter(routing.chosen.values())).shape[1]
@@ -150,6 +170,9 @@ def accumulate_grads_(
         part.backward()
         loads.append(count_loads(routing, real_T=real_T))
     metrics = {"loss": global_sum(total), "targets": targets}
+    if sources > 1:
+        losses, counts = global_sum(by_source)
+        metrics |= {f"loss_of_{i}": losses[i] / counts[i] for i in range(sources)}
     if balance:
         metrics["balance_loss"] = global_sum(uneven)
     return metrics, sum_loads(loads)
@@ -165,11 +188,12 @@ def sum_loads(loads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def scale_or_skip(metrics: Mapping[str, Tensor], max_norm: float) -> Tensor:
-    """What gradients are multiplied by, which is nan if the loss or their norm is not finite: such a step is skipped.
+    """What gradients are multiplied by, which is nan if the loss or their norm is not finite, or if no rank has a row
+    any more: such a step is skipped.
 
-    All ranks agree, since both are of all ranks.
+    All ranks agree, since all of it is of all ranks.
     """
-    is_fine = metrics["loss"].isfinite() & metrics["grad_norm"].isfinite()
+    is_fine = metrics["loss"].isfinite() & metrics["grad_norm"].isfinite() & (metrics["rows"] > 0)
     return torch.where(is_fine, clip_scale(metrics["grad_norm"], max_norm), torch.nan)
 
 
@@ -180,8 +204,12 @@ def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float,
         set_biases_(model, next_biases(read_biases(model), loads, rate * scale.isfinite()))
 
 
-def hear_all(requests: Requests, device: torch.device) -> dict[str, Tensor]:
-    """How many ranks were asked to leave, and how many to save, by the names of metrics. Collective."""
-    # Filled, not copied from the host, for which it would wait.
-    asked = torch.stack([torch.full((), float(was), device=device) for was in requests.take()])
-    return dict(zip(("asked_to_leave", "asked_to_save"), global_sum(asked), strict=True))
+HEARD: Final = ("asked_to_leave", "asked_to_save", "rows", "fill", "cut", "dropped", "empty", "bad")
+
+
+def hear_all(requests: Requests, data: DataTold, device: torch.device) -> dict[str, Tensor]:
+    """What all ranks together were asked by signals, and read: sums, by the names of `HEARD`. Collective."""
+    counts = data.counts
+    read = (data.rows, data.fill, counts.cut, counts.dropped, counts.empty, counts.bad)
+    heard = torch.tensor([*map(float, requests.take()), *read], dtype=torch.float64, pin_memory=device.type == "cuda")
+    return dict(zip(HEARD, global_sum(heard.to(device, non_blocking=True)), strict=True))

@@ -32,7 +32,7 @@ MODEL = {
 
 def config_in(folder: Path, **changes: object) -> Config:
     """Four steps, with all that they need in `folder`."""
-    config = replace(SMALL, model=str(folder / "model"), tokenizer="bytes", data=str(folder / "data.txt"))
+    config = replace(SMALL, model=str(folder / "model"), tokenizer="bytes", data=(str(folder / "data.txt"),))
     return replace(config, steps=4, batch=4, virtual_shards=4, out=folder / "run", **changes)
 
 

@@ -31,7 +31,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         replace(
             SMALL,
             model="qwen3-8bb",
-            data=str(tmp_path / "none.jsonl"),
+            data=(str(tmp_path / "none.jsonl"),),
             tokenizer=str(tmp_path / "nowhere"),
             warmup=99,
             mesh=MeshConfig(shard=3, sp=2),
@@ -130,7 +130,7 @@ def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], ranks: 
 def test_a_record_without_the_field_is_refused_by_file_line_and_keys(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"txt": "hello", "id": 3}\n')
-    message = complaint(replace(SMALL, data=str(path)))
+    message = complaint(replace(SMALL, data=(str(path),)))
     assert f"{path}:1" in message
     assert "'text'" in message
     assert "txt" in message
@@ -140,7 +140,7 @@ def test_a_wrong_line_is_reported_by_file_line_and_column(run: Run, tmp_path: Pa
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "hello"}\n{"text": "bro ken}\n')
     with pytest.raises(AssertionError, match=r"d\.jsonl:2:1\d"):
-        run(train, 1, replace(SMALL, data=str(path), out=tmp_path / "run"))
+        run(train, 1, replace(SMALL, data=(str(path),), out=tmp_path / "run"))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused(run: Run, tmp_path: Path) -
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
     with pytest.raises(AssertionError, match="token id 999, but the model has embeddings for 272 only"):
-        run(train, 1, replace(SMALL, data=str(path), out=tmp_path / "run"))
+        run(train, 1, replace(SMALL, data=(str(path),), out=tmp_path / "run"))
 
 
 def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_traceback(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_every_reason(run: Run,
 
 
 def test_a_checkpoint_says_what_a_person_wants_to_know_and_no_secret(run: Run, tmp_path: Path) -> None:
-    config = replace(config_in(tmp_path / "run"), steps=2, data="builtin")
+    config = replace(config_in(tmp_path / "run"), steps=2, data=("builtin",))
     rows = run(train, 2, config)[0]
     found = latest(config.out)
     assert found is not None

@@ -110,7 +110,7 @@ def train_plainly(config: Config) -> list[dict[str, float]]:
 def stream_of(run: Decision, config: Config) -> Stream[Batch]:
     """The batches of a run as one rank reads them, a whole step at a time."""
     return stream_batches(
-        run.source,
+        run.parts,
         Cursor(),
         shard=0,
         num_shards=1,

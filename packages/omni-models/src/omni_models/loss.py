@@ -57,6 +57,7 @@ def summed_loss(
     labels_Bs: Tensor,
     *,
     impl: Literal["auto", "chunked", "full"] = "auto",
+    each_Bs: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy summed over the targets. Scalar, fp32, nats.
 
@@ -65,6 +66,7 @@ def summed_loss(
         inputs: arguments of `model(...)`: `input_ids`, `position_ids`, and what its attention needs.
         labels_Bs: int64, already shifted: `labels_Bs[b, s]` is the token after `input_ids[b, s]`, or -100.
         impl: "chunked" never holds all logits; "full" computes them as the model does; "auto" is `choose_loss`.
+        each_Bs: if given, memory for the loss of every target, fp32, zero where there is none; without a gradient.
 
     Raises:
         ValueError: if "chunked" is asked of a model that has no linear head or that changes its logits after it.
@@ -74,13 +76,16 @@ def summed_loss(
     if impl == "full":
         logits_BsV = model(**inputs, **_quiet(model)).logits
         _refuse_unequal(labels_Bs, logits_BsV)
-        return F.cross_entropy(
-            logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), reduction="sum", ignore_index=IGNORE
-        )
+        how = {"ignore_index": IGNORE, "reduction": "sum" if each_Bs is None else "none"}
+        losses = F.cross_entropy(logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), **how)
+        if each_Bs is None:
+            return losses
+        each_Bs.copy_(losses.detach().view_as(each_Bs))
+        return losses.sum()
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(model).__name__} has no linear output head: pass impl='full'.")
-    with _head_as_loss(head, labels_Bs) as losses:
+    with _head_as_loss(head, labels_Bs, each_Bs) as losses:
         returned = model(**inputs, **_quiet(model)).logits
     if len(losses) != 1 or returned is not losses[0][0] or returned._version != losses[0][1]:
         raise ValueError(
@@ -91,14 +96,20 @@ def summed_loss(
 
 
 def chunked_cross_entropy(
-    hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, labels_T: Tensor, chunk: int
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    labels_T: Tensor,
+    chunk: int,
+    *,
+    each_T: Tensor | None = None,
 ) -> Tensor:
     """Summed cross entropy of the logits `hidden_TH @ weight_VH.T + bias_V`, `chunk` tokens at a time. Scalar, fp32.
 
     Gradients are made in the forward pass, while a chunk's logits exist, so they are computed once and never kept;
-    weight gradients are summed over chunks in fp32.
+    weight gradients are summed over chunks in fp32. `each_T` takes the loss of each target.
     """
-    out = _ChunkedCrossEntropy.apply(hidden_TH, weight_VH, bias_V, labels_T, chunk)
+    out = _ChunkedCrossEntropy.apply(hidden_TH, weight_VH, bias_V, labels_T, chunk, each_T)
     assert isinstance(out, Tensor)
     return out
 
@@ -131,7 +142,7 @@ def _refuse_unequal(labels_Bs: Tensor, states_BsX: Tensor) -> None:
 
 
 @contextmanager
-def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Tensor, int]]]:
+def _head_as_loss(head: nn.Linear, labels_Bs: Tensor, each_Bs: Tensor | None) -> Iterator[list[tuple[Tensor, int]]]:
     """While open, calling `head` gives the summed loss; the list holds what it gave, and its version."""
     losses: list[tuple[Tensor, int]] = []
 
@@ -140,7 +151,8 @@ def _head_as_loss(head: nn.Linear, labels_Bs: Tensor) -> Iterator[list[tuple[Ten
         hidden_TH, labels_T = hidden_BsH.flatten(0, -2), labels_Bs.flatten()
         itemsize = hidden_TH.dtype.itemsize if fuses(hidden_TH) else 4
         chunk = chunk_tokens(len(hidden_TH), head.weight.shape[0], itemsize=itemsize)
-        loss = chunked_cross_entropy(hidden_TH, head.weight, head.bias, labels_T, chunk)
+        each_T = None if each_Bs is None else each_Bs.view(-1)
+        loss = chunked_cross_entropy(hidden_TH, head.weight, head.bias, labels_T, chunk, each_T=each_T)
         losses.append((loss, loss._version))
         return loss
 
@@ -182,7 +194,7 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        hidden_TH, weight_VH, bias_V, labels_T, chunk = inputs
+        hidden_TH, weight_VH, bias_V, labels_T, chunk, each_T = inputs
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         total = hidden_TH.new_zeros((), dtype=torch.float32)
         d_hidden_TH = torch.empty_like(hidden_TH) if need_hidden else None
@@ -196,6 +208,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = F.linear(hidden, weight_VH, bias_V)
             losses, d_logits = _cross_entropy(logits, index, grads=need_hidden or need_weight or need_bias)
             total += (losses * target).sum()
+            if each_T is not None:
+                each_T[part] = torch.where(target, losses, 0)[:, 0]
             if d_logits is None:
                 continue
             d_logits = d_logits.to(hidden.dtype)  # Under autocast logits are narrower than what they were made of.
@@ -216,7 +230,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_totals: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a head's gradient is too large to hold twice. torch refuses a second backward pass by itself.
-        return (*(None if grad is None else _scale_(grad, d_totals[0]) for grad in ctx.saved_tensors), None, None)
+        return (*(None if grad is None else _scale_(grad, d_totals[0]) for grad in ctx.saved_tensors), None, None, None)
 
 
 def _scale_(grad: Tensor, factor: Tensor) -> Tensor:

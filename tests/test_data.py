@@ -1,0 +1,128 @@
+"""Laws of the data of a run: mixes, limits, workers and packings change nothing but what they say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from decide import decide
+from request import Config, MixConfig
+from training import SMALL, train
+
+from omni_data import Packing
+from omni_mesh import MeshConfig
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "and",
+    "runs",
+    "away",
+    "from",
+    "it",
+    "all",
+    "day",
+    "long",
+]
+
+
+def write(path: Path, count: int, *, start: int = 0) -> str:
+    """A file of `count` documents of different lengths."""
+    texts = [" ".join(WORDS[(start + i + j) % len(WORDS)] for j in range(3 + 7 * i % 23)) for i in range(count)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def config_in(folder: Path, **changes: object) -> Config:
+    data = (write(folder / "web.jsonl", 300), write(folder / "code.jsonl", 200, start=5))
+    config = replace(SMALL, data=data, mix=MixConfig(weights=("0.7", "1@0,3@3000")), steps=6, out=folder / "run")
+    return replace(config, **changes)
+
+
+def numbers(rows: list[dict], *names: str) -> list[list[float]]:
+    return [[row.get(name, 0.0) for name in names] for row in rows]
+
+
+def test_a_mix_has_the_same_losses_by_source_on_any_ranks(run, tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    names = ("loss", "grad_norm", *(f"loss/{path}" for path in config.data))
+    whole = run(train, 1, config)[0]
+    parts = run(train, 2, replace(config, mesh=MeshConfig(shard=2), micro=2, out=tmp_path / "two"))[0]
+    sliced = run(train, 2, replace(config, mesh=MeshConfig(shard=1, sp=2), out=tmp_path / "sp"))[0]
+    for rows in (parts, sliced):
+        for one, other in zip(numbers(whole, *names), numbers(rows, *names), strict=True):
+            assert other == pytest.approx(one, rel=1e-5)
+    for row in whole:
+        low, high = sorted(row[name] for name in names[2:])
+        assert low <= row["loss"] <= high and low < high
+
+
+def test_workers_change_no_bit(run, tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    alone = run(train, 1, config)[0]
+    helped = run(train, 1, replace(config, workers=2, out=tmp_path / "helped"))[0]
+    assert numbers(helped, "loss", "grad_norm") == numbers(alone, "loss", "grad_norm")
+
+
+@pytest.mark.parametrize("how", ["fit", "single"])
+def test_packed_otherwise_a_run_stopped_and_continued_is_the_unbroken_one(run, tmp_path: Path, how) -> None:
+    config = config_in(tmp_path, packing=Packing(how, long="right"))
+    unbroken = run(train, 1, replace(config, out=tmp_path / "unbroken"))[0]
+    run(train, 1, replace(config, stop_after=2))
+    rest = run(train, 2, replace(config, mesh=MeshConfig(shard=2), stop_after=4))[0]
+    rest = run(train, 1, config)[0]
+    assert [row["step"] for row in rest] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(numbers(unbroken, "loss", "fill"), numbers(rest, "loss", "fill"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    assert unbroken[0]["documents_cut"] > 0
+    with pytest.raises(ValueError, match="packing"):
+        decide(replace(config, packing=Packing()), 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_data_that_ends_ends_the_run_with_every_document_read(run, tmp_path: Path, ranks) -> None:
+    config = config_in(tmp_path, mix=MixConfig(epochs=(1, 2), until="all"), steps=1000)
+    rows = run(train, ranks, replace(config, mesh=MeshConfig(shard=ranks)))[0]
+    texts = [json.loads(line)["text"] for path in config.data for line in Path(path).read_text().splitlines()]
+    tokens = sum(len(text.encode()) for text in texts[:300]) + 2 * sum(len(text.encode()) for text in texts[300:])
+    # A document of n bytes and its end has n targets, fewer one at each cut between rows.
+    cuts = tokens - sum(row["targets"] for row in rows)
+    assert 0 <= cuts <= len(rows) * 12
+    assert rows[-1]["fill"] < 1
+    assert list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> None:
+    config = config_in(tmp_path, stop_after=2)
+    more = write(tmp_path / "more.jsonl", 100, start=9)
+    run(train, 1, config)
+    joined = replace(config, data=(*config.data, more), stop_after=4, mix=MixConfig())
+    with pytest.raises(ValueError, match=r"Sources may join or leave with --mix.changed True"):
+        decide(joined, 1)
+    rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]
+    assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
+
+
+def test_bad_documents_are_left_out_up_to_the_limit(run, tmp_path: Path) -> None:
+    path = tmp_path / "web.jsonl"
+    write(path, 100)
+    path.write_text(path.read_text().replace("\n", '\n{"text": 3}\n', 3))
+    config = replace(SMALL, data=(str(path),), steps=8, out=tmp_path / "run")
+    assert run(train, 2, replace(config, max_bad=100, mesh=MeshConfig(shard=2)))[0][-1]["documents_bad"] >= 3
+    with pytest.raises(AssertionError, match=r"web.jsonl:\d+: field 'text' holds 3 \(int\)"):
+        run(train, 1, replace(config, out=tmp_path / "other"))
+
+
+def test_all_that_is_wrong_with_a_mix_is_told_at_once(tmp_path: Path) -> None:
+    config = config_in(tmp_path, mix=MixConfig(weights=("1",), epochs=(1, 2, 3)), max_bad=-1)
+    with pytest.raises(ValueError) as caught:
+        decide(config, 1)
+    for told in ("mix.weights has 1 values for 2 sources", "mix.epochs has 3 values", "max_bad=-1 must be at least 0"):
+        assert told in str(caught.value)
