@@ -1,6 +1,5 @@
 """What a checkpoint says of the run that wrote it, for people and programs: JSON with a version."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -8,16 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from decide import Decision
+from redact import plain_values
 from request import Config
 
 VERSION: Final = 1
 """Of what `tell_about` gives. A reader of this version reads all before it."""
-_SECRETS: Final = (
-    (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "***"),
-    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), "***"),
-    (re.compile(r"(?i)(?<=[?&])((?:[\w-]*(?:token|key|secret|signature|password)[\w-]*)=)[^&\s]+"), r"\1***"),
-)
 
 
 def tell_about(
@@ -41,9 +35,43 @@ def tell_about(
         # Every step seeds the generators of torch, CUDA, numpy and Python from these three: see `seed_all_`.
         "random": {"seed": config.seed, "key": ["seed", "step", "rank"]},
         "mesh": dict(run.spec.base),
-        "config": plain_config(asdict(config)),
+        "config": plain_values(asdict(config)),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+
+
+_FREE: Final = (
+    *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
+    *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "set_rows_aside"),
+    *("recompute", "batch", "virtual_shards", "data", "weights", "tokenizer"),
+)
+"""Settings that change no numbers, or of which `decide` says what becomes of them."""
+
+
+def changed_settings(about: Mapping[str, Any], config: Config) -> list[str]:
+    """Settings of `config` that change numbers and are not those of the run that wrote `about`, in words. Pure.
+
+    A checkpoint has parameters and moments. Everything else, down to learning rate, betas and weight decay, is what the
+    command line says now.
+    """
+    before, now = flat_values(about.get("config", {})), flat_values(plain_values(asdict(config)))
+    return [
+        f"--{name} was {before[name]} and is {value}"
+        for name, value in now.items()
+        if name.split(".")[0] not in _FREE and name in before and before[name] != value
+    ]
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values`, of which those inside of others have names with dots, as flags have. Pure.
+
+    >>> flat_values({"steps": 3, "optim": {"lr": 0.1}})
+    {'steps': 3, 'optim.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def check_about(about: Mapping[str, Any], path: Path) -> None:
@@ -52,27 +80,3 @@ def check_about(about: Mapping[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path} was written by a newer version of this app (about {about['version']}, here {VERSION})."
         )
-
-
-def plain_config(value: Any) -> Any:
-    """A configuration as plain values, without secrets. Pure.
-
-    >>> plain_config({"data": "s3://key:word@bucket/x", "betas": (0.9, 0.95)})
-    {'data': 's3://***@bucket/x', 'betas': [0.9, 0.95]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain_config(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_config(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else without_secrets(str(value))
-
-
-def without_secrets(text: str) -> str:
-    """`text` with what looks like a password, a token or a key taken out. Pure.
-
-    >>> without_secrets("--weights https://x.org/m?token=abc&v=1 hf_abcdefghij")
-    '--weights https://x.org/m?token=***&v=1 ***'
-    """
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 from preflight import run
+from redact import plain_values, without_secrets
 
 from omni_ckpt import Contents, Report, as_place, inspect, steps, verify
 
@@ -56,7 +57,7 @@ def main(config: Looked) -> None:
     for path in steps(root) or (root,):
         found = attempt(verify if isinstance(config, Verify) else inspect, path)
         whole &= not found.problems
-        print(json.dumps(as_plain(found)) if config.json else tell(found), flush=True)
+        print(json.dumps(as_plain(found)) if config.json else without_secrets(tell(found)), flush=True)
     if not whole:
         sys.exit(1)
 
@@ -104,14 +105,14 @@ def as_words(value: Any) -> str:
 
 
 def as_plain(found: Report | Contents) -> dict[str, Any]:
-    """What was found as values of JSON. Pure."""
+    """What was found as values of JSON, without secrets. Pure."""
     plain = asdict(found) | {"path": str(found.path)}
     if isinstance(found, Contents):
         plain["tensors"] = {
             name: {"shape": spec.shape, "dtype": str(spec.dtype).removeprefix("torch.")}
             for name, spec in found.tensors.items()
         }
-    return plain
+    return plain_values(plain)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import tyro
 from preflight import run
+from redact import without_secrets
 
 from omni_ckpt import as_place, latest, merge_to_hf, step_dir, steps
 from omni_models import build_model, hf_keys, read_config
@@ -56,7 +57,7 @@ def main(config: Config) -> None:
     if config.dtype:
         path = config.to / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
-    print(f'{source} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "')
+    print(without_secrets(f'{source} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "'))
 
 
 def check_free(to: Path) -> None:

@@ -1,12 +1,15 @@
 """From a command line to running ranks, with every mistake of the request told at once, before anything starts."""
 
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import ParamSpec, Protocol, TypeVar
 
 import tyro
+from redact import without_secrets
 
-from omni_mesh import MeshConfig, launch, planned_ranks
+from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,15 +46,19 @@ def refuse(problems: list[str]) -> None:
 def start(main: Callable[[C], None], decide: Callable[[C], object], config_type: type[C], manual: str | None) -> None:
     """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
 
-    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any.
+    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any. Nothing
+    that is told of a failure, here or by a rank, has a secret of the command line in it.
     """
+    ignore_saves()
+    sys.excepthook = _tell_failure
     config = tyro.cli(config_type, description=manual)
     _told(decide, config)
-    launch(main, config, ranks=planned_ranks(config.mesh), max_restarts=config.max_restarts)
+    launch(main, config, ranks=planned_ranks(config.mesh), max_restarts=config.max_restarts, censor=without_secrets)
 
 
 def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:
     """Parse the command line and run `main` in this process. Exits with 2 and the problem if there is one."""
+    sys.excepthook = _tell_failure
     _told(main, tyro.cli(config_type, description=manual))
 
 
@@ -60,5 +67,11 @@ def _told(f: Callable[[T], object], config: T) -> None:
     try:
         f(config)
     except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(without_secrets(f"error: {problem}"), file=sys.stderr)
         sys.exit(2)
+
+
+def _tell_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what Python would of an error that nobody caught, without secrets."""
+    told = "".join(traceback.format_exception(kind, error, trace))
+    print(without_secrets(told), end="", file=sys.stderr, flush=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from about import tell_about, without_secrets
+from about import tell_about
 from decide import Decision
+from redact import without_secrets
 from request import Config
 from step import HEARD, DataTold
 from torch import Tensor

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from redact import without_secrets
 from request import Config
 from torch import Tensor
 
@@ -151,21 +152,23 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def what_next(config: Config, step: int, *, trained: int) -> str:
-    """What to type after a run that trained some steps and stands at `step`. Pure."""
+    """What to type after a run that trained some steps and stands at `step`; not the secrets of it. Pure."""
     out, steps = config.out, config.steps
     kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
     merged = f"{out}/merged-{step}"
     idle = "" if trained else "nothing was left to train: "
     past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
-    return "\n".join(
-        (
-            "",
-            f"{idle}{out} stands at step {step}{past}. What next:",
-            f"  go on      {'the same command again' if step < steps else longer}",
-            f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
-            f'  generate   uv run apps/infer.py {merged} --prompt "The "',
-            "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
+    return without_secrets(
+        "\n".join(
+            (
+                "",
+                f"{idle}{out} stands at step {step}{past}. What next:",
+                f"  go on      {'the same command again' if step < steps else longer}",
+                f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
+                f'  generate   uv run apps/infer.py {merged} --prompt "The "',
+                "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
+            )
         )
     )
 

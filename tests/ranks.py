@@ -64,7 +64,9 @@ def rank_pool() -> Iterator[Run]:
                 try:
                     worked, value, threads[rank] = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
                 except EOFError:
-                    worked, value = False, "the process died"
+                    process = workers[rank][0]
+                    process.join(5)
+                    worked, value = False, f"the process died with code {process.exitcode}"
                 results[rank] = value
                 failed = failed or (None if worked else f"rank {rank} of {ranks}: {value}")
             if failed:

@@ -4,6 +4,7 @@ The Python blocks of one document are one script, as a reader would type them, r
 after `<!-- excerpt FILE -->` is not run: it has to be in that file, where a line `...` stands for what is left out.
 """
 
+import doctest
 import importlib.util
 import re
 import shlex
@@ -119,3 +120,17 @@ def test_there_are_documents_and_commands() -> None:
 
 def test_the_readme_counts_the_cuts_of_the_parity_table() -> None:
     assert f"{len(CUTS)} ways" in (ROOT / "README.md").read_text()
+
+
+WITH_EXAMPLES = [
+    path
+    for path in sorted([*ROOT.glob("apps/*.py"), *ROOT.glob("packages/*/src/*/*.py")])
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=name)
+def test_examples_in_docstrings_are_true(path: Path) -> None:
+    package = "" if path.parent.name == "apps" else f"{path.parent.name}."
+    found = doctest.testmod(importlib.import_module(package + path.stem))
+    assert found.failed == 0 < found.attempted

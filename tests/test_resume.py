@@ -1,13 +1,18 @@
 """A run that stops and starts again is the run that never stopped: on the same mesh to the bit, on another to 1e-6."""
 
-from dataclasses import replace
+import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from about import changed_settings
 from decide import decide
 from ranks import Run
+from redact import plain_values
 from training import SMALL, train, write_family
 
+from omni_ckpt import read_plain
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig
@@ -57,6 +62,22 @@ def test_a_killed_run_writes_the_steps_after_its_checkpoint_again(run: Run, tmp_
     again = run(train, 1, replace(config, stop_after=None))[0]
     whole = run(train, 1, replace(SMALL, out=tmp_path / "whole"))[0]
     assert numbers(again) == numbers(whole)
+
+
+def test_a_run_that_draws_random_numbers_draws_those_of_an_unbroken_one(run: Run, tmp_path: Path) -> None:
+    directory = Path(write_family("llama", tmp_path))
+    plain = json.loads((directory / "config.json").read_text())
+    config = replace(SMALL, model=str(directory), tokenizer="bytes", steps=6, mesh=MeshConfig(shard=2))
+    without = run(train, 2, replace(config, out=tmp_path / "without"))[0]
+    (directory / "config.json").write_text(json.dumps(plain | {"attention_dropout": 0.5}))
+    whole = run(train, 2, replace(config, out=tmp_path / "whole"))[0]
+    assert all(mine["loss"] != theirs["loss"] for mine, theirs in zip(without, whole, strict=True)), "nothing is drawn"
+    config = replace(config, out=tmp_path / "parts")
+    for stop in (1, 4, None):  # A run that goes on is itself gone on from.
+        parts = run(train, 2, replace(config, stop_after=stop))[0]
+    assert numbers(parts) == numbers(whole)
+    other = run(train, 2, replace(config, out=tmp_path / "other", seed=1))[0]
+    assert numbers(other) != numbers(whole)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -132,3 +153,50 @@ def test_old_checkpoints_are_pruned(run: Run, tmp_path: Path) -> None:
     run(train, 2, replace(SMALL, out=tmp_path / "run", mesh=MeshConfig(shard=2), save_every=2, keep=2))
     kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
     assert kept == ["step-00000008", "step-00000010"]
+
+
+def test_the_newest_those_of_some_steps_and_the_best_are_kept_as_asked(run: Run, tmp_path: Path) -> None:
+    # So low a learning rate that the loss is that of the rows, and of the checkpoints least at step 4.
+    still = AdamWConfig(lr=1e-7)
+    config = replace(SMALL, seed=5, steps=8, optim=still, save_every=2, keep=1, keep_every=6, keep_best=1)
+    rows = run(train, 1, replace(config, out=tmp_path / "run"))[0]
+    losses = {row["step"]: row["loss"] for row in rows if row["step"] % 2 == 0}
+    assert min(losses, key=losses.__getitem__) == 4
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert kept == ["step-00000004", "step-00000006", "step-00000008"]
+
+
+def test_settings_are_those_of_the_command_line_and_moments_those_of_the_checkpoint(run: Run, tmp_path: Path) -> None:
+    """What a checkpoint has of settings is told, and not used."""
+    config = replace(SMALL, steps=6, out=tmp_path / "run")
+    first = run(train, 1, replace(config, stop_after=3))[0]
+    assert not changed_settings(read_plain(config.out / "step-00000003")["about"], config)
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    others = {"lr": {"lr": 3e-3}, "betas": {"betas": (0.5, 0.6)}, "decay": {"weight_decay": 5.0}, "eps": {"eps": 1e-3}}
+    for name, changes in others.items():
+        shutil.copytree(config.out, tmp_path / name)
+        asked = replace(config, out=tmp_path / name, optim=replace(config.optim, **changes))
+        rows = run(train, 1, asked)[0]
+        assert numbers(rows)[:3] == numbers(first)
+        assert rows[3]["loss"] == whole[3]["loss"], "the state is that of the checkpoint"
+        assert rows[4]["loss"] != whole[4]["loss"], f"{name} is as asked for now"
+        assert [row["lr"] for row in rows[3:]] == [decide(asked, 1).schedule(step) for step in (3, 4, 5)]
+
+
+def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
+    about = {"config": plain_values(asdict(SMALL))}
+    asked = replace(
+        SMALL,
+        **{"optim": AdamWConfig(lr=5e-4, betas=(0.8, 0.95)), "steps": 20, "warmup": 3, "dtype": "bfloat16"},
+        **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7, "timeout_s": 3.0},
+        mesh=MeshConfig(shard=2),
+    )
+    assert changed_settings(about, asked) == [
+        "--steps was 10 and is 20",
+        "--warmup was None and is 3",
+        "--dtype was float32 and is bfloat16",
+        "--balance.rate was 0.0 and is 0.1",
+        "--optim.lr was 0.001 and is 0.0005",
+        "--optim.betas was [0.9, 0.95] and is [0.8, 0.95]",
+    ]
+    assert changed_settings({}, asked) == [], "a checkpoint that says nothing of its run"

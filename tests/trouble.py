@@ -2,18 +2,24 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pretrain
+import resume
 import torch
 import torch.distributed as dist
 from request import Config
 from torch import nn
 from training import train
 
-from omni_ckpt import flatten, save_dcp
+from omni_ckpt import At, Fault, Point, flatten, save_dcp
+from omni_mesh import watchdog
 from omni_parallel import state_tree
 
 
@@ -56,19 +62,8 @@ def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[s
         alike[step[0]] = all(torch.equal(local(after[name]), local(tensor)) for name, tensor in before.items())
         return state
 
-    swapped: dict[str, Callable[..., Any]] = {
-        "accumulate_grads_": accumulate_grads_,
-        "load_run": load_and_count,
-        "update": update_and_compare,
-    }
-    kept = {name: getattr(pretrain, name) for name in swapped}
-    for name, function in swapped.items():
-        setattr(pretrain, name, function)
-    try:
+    with swapped(pretrain, accumulate_grads_=accumulate_grads_, load_run=load_and_count, update=update_and_compare):
         rows = train(config)
-    finally:
-        for name, function in kept.items():
-            setattr(pretrain, name, function)
     return {"rows": rows, "alike": [number for number, same in alike.items() if same]}
 
 
@@ -85,6 +80,73 @@ def train_and_copy(config: Config, copy: Path) -> list[dict[str, float]]:
         return train(config)
     finally:
         pretrain.Keeper.make_room = make_room
+
+
+def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: float = 600, save_s: float = 600) -> None:
+    """A run in which `rank` stops for good: as it loads ("load"), before a step (its number), or at a point of a save.
+
+    Args:
+        config: of the run; `timeout_s` is how long a step may take.
+        where: it stops.
+        rank: that stops.
+        errors: a folder for what each rank says on stderr.
+        start_s: how long loading may take.
+        save_s: how long a save may take.
+    """
+    me = int(os.environ["RANK"])
+    os.dup2(os.open(errors / str(me), os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+
+    def stop(*args: Any) -> None:
+        if me == rank:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def stop_and_load(*args: Any) -> Any:
+        stop()
+        return load_run(*args)
+
+    def stop_and_seed(seed: int, step: int, rank: int) -> None:
+        if str(step) == where:
+            stop()
+        seed_all_(seed, step, rank)
+
+    load_run, seed_all_ = pretrain.load_run, pretrain.seed_all_
+    mine: dict[str, Any] = {"START_S": start_s, "seed_all_": stop_and_seed}
+    if where == "load":
+        mine["load_run"] = stop_and_load
+    elif not where.isdecimal():
+        mine["Keeper"] = partial(pretrain.Keeper, at=Fault(where, rank, "stop"))  # pyright: ignore[reportArgumentType]
+    with (
+        swapped(pretrain, **mine),
+        swapped(resume, SAVE_S=save_s, MARGIN_S=0.0),
+        swapped(watchdog, _ANSWER_S=1.0),
+    ):
+        train(config)
+
+
+def train_slowly_saving(config: Config, seconds: float) -> list[dict[str, float]]:
+    """The metrics of a run of which each save takes so long on rank 1."""
+
+    def delay(point: Point, path: Path) -> None:
+        if (point, dist.get_rank()) == ("writing", 1):
+            time.sleep(seconds)
+
+    late: At = delay
+    with swapped(pretrain, Keeper=partial(pretrain.Keeper, at=late)):
+        return train(config)
+
+
+@contextmanager
+def swapped(module: Any, **others: Any) -> Iterator[None]:
+    """While open, these names of `module` stand for others."""
+    kept = {name: getattr(module, name) for name in others}
+    for name, other in others.items():
+        setattr(module, name, other)
+    try:
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(module, name, own)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,9 @@ def test_two_ranks_of_a_script_sum_what_they_hold(tmp_path):
     process = start(
         tmp_path,
         """
+        if __name__ == "__mp_main__":
+            os.kill(os.getpid(), signal.SIGUSR1)  # To a rank that is still importing, and has nothing to save.
+
         def main(config):
             with join_world(device="cpu") as world:
                 x = torch.tensor(config.value + world.rank)
@@ -125,17 +128,18 @@ def test_a_failing_rank_is_named_and_told_once_and_ends_the_others(tmp_path):
                     say("pid", os.getpid())
                     dist.barrier()
                     if world.rank == 1:
-                        raise RuntimeError("the mesh " + "is torn")
+                        raise RuntimeError("the mesh " + "is torn by hunter" + "2")
                     dist.barrier()  # Fails for want of the other: a consequence, not to be told.
             finally:
                 say("connected", world.rank, dist.is_initialized())
         """,
+        call=CALL.replace("ranks=2", "ranks=2, censor=lambda text: text.replace('hunter2', '***')"),
     )
     out, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert err.startswith("Rank 1 of 2 failed:\nTraceback (most recent call last):\n")
-    assert err.endswith("\nRuntimeError: the mesh is torn\n")
-    assert err.count("is torn\n") == err.count("Traceback") == 1
+    assert err.endswith("\nRuntimeError: the mesh is torn by ***\n")
+    assert err.count("is torn by ***") == err.count("Traceback") == 1
     assert len(err.splitlines()) <= 6, "the frames of main, and no others"
     assert ["1", "True"] in lines_of(out, "connected"), "the others fail only once the cause was told"
     assert all(gone(pid) for [pid] in lines_of(out, "pid"))
@@ -170,6 +174,29 @@ def test_however_the_launcher_ends_no_rank_is_left(tmp_path, end, by, code, word
     assert process.returncode == code
     assert words is None or err == words
     assert all(gone(pid) for pid in pids)
+
+
+def test_who_is_told_to_leave_before_there_are_ranks_ends_them_once_they_are_there(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        class Telling:
+            sent = 0
+
+            def __reduce__(self):
+                # The launcher looks whether this can be sent, and then sends it to a rank that it is about to start.
+                Telling.sent += 1
+                if Telling.sent == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return (Telling, ())
+
+        def main(config):
+            time.sleep(600)
+        """,
+        call=CALL.replace("Config(10.0)", "Telling()"),
+    )
+    _, err = process.communicate(timeout=90)
+    assert (process.returncode, err) == (143, "Stopped by SIGTERM: every rank has ended.\n")
 
 
 def test_ranks_that_heed_a_signal_save_their_work_and_the_launcher_ends_well(tmp_path):
@@ -243,8 +270,8 @@ def test_a_rank_launches_nothing(monkeypatch):
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     seen = []
-    launch(seen.append, "config", ranks=2)
-    assert seen == ["config"]
+    launch(lambda config: seen.append((config, signal.getsignal(signal.SIGUSR1))), "config", ranks=2)
+    assert seen == [("config", signal.SIG_IGN)], "SIGUSR1 would end a rank that does not heed it yet"
     assert planned_ranks(MeshConfig(shard=2)) == 4, "the world that is, not the one that was asked for"
 
 

@@ -2,7 +2,7 @@
 
 from omni_mesh.launch import launch, planned_ranks
 from omni_mesh.mesh import Mesh, make_mesh
-from omni_mesh.signals import Requests, heed_signals
+from omni_mesh.signals import Requests, heed_signals, ignore_saves
 from omni_mesh.spec import MeshConfig, MeshSpec, coords, peers, ranks_asked, resolve_mesh
 from omni_mesh.watchdog import STALLED, Watchdog, watch_stalls
 from omni_mesh.world import World, join_world, set_timeouts, world_size
@@ -17,6 +17,7 @@ __all__ = [
     "World",
     "coords",
     "heed_signals",
+    "ignore_saves",
     "join_world",
     "launch",
     "make_mesh",

@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from omni_mesh.relay import Relay, Stopped, relay_signals
 from omni_mesh.shield import no_child_left, quiet, shielded
-from omni_mesh.signals import SAVE
+from omni_mesh.signals import LEAVE, SAVE, ignore_saves
 from omni_mesh.spec import MeshConfig, ranks_asked
 from omni_mesh.world import world_size
 
@@ -50,6 +50,8 @@ class _Job(Generic[C]):
     """Process id of the one that starts the ranks."""
     reports: Path
     """Folder where a failing rank leaves its report."""
+    told: Path
+    """Is there once the launcher was told to leave."""
 
 
 class Report(NamedTuple):
@@ -69,7 +71,14 @@ def planned_ranks(config: MeshConfig) -> int:
     return world_size() or ranks_asked(config, torch.cuda.device_count())
 
 
-def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, max_restarts: int = 0) -> None:
+def launch(
+    main: Callable[[C], None],
+    config: C,
+    *,
+    ranks: int | None = None,
+    max_restarts: int = 0,
+    censor: Callable[[str], str] = str,
+) -> None:
     """Run `main(config)` on `ranks` local ranks, by default one per GPU, and return when all are done.
 
     Effect: starts processes, unless this process is a rank already (torchrun, srun, or a rank of `launch`) or `ranks`
@@ -77,18 +86,21 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, ma
     of the script, called under `if __name__ == "__main__":`. CPU threads are divided among the ranks, unless
     OMP_NUM_THREADS says otherwise.
 
-    The first rank that fails ends the others; its traceback goes to stderr and `SystemExit` is raised, with the code
-    of the rank (128 + the signal, if one killed it). But first all ranks are started again, up to `max_restarts` times,
-    for a `main` that goes on from what it saved; not after a `ValueError` or `FloatingPointError`, which would be
-    raised again. Ctrl-C ends all ranks with SIGTERM, after 30 seconds with SIGKILL, and
-    raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see `heed_signals` for a rank that saves
-    its work; one that does not heed them ends. A second SIGTERM ends all. Raises `ValueError` if `ranks` is below 1,
-    `max_restarts` below 0, or if `main` and `config` cannot be sent to another process.
+    The first rank that fails ends the others; its traceback goes through `censor`, for what should not be shown, to
+    stderr, and `SystemExit` is raised, with the code of the rank (128 + the signal, if one killed it). But first all
+    ranks are started again, up to `max_restarts` times, for a `main` that goes on from what it saved; not after a
+    `ValueError` or `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks with SIGTERM, after 30
+    seconds with SIGKILL, and raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see
+    `heed_signals` for a rank that saves its work; of one that does not heed them yet, SIGTERM is the end, and SIGUSR1
+    does nothing. A second SIGTERM ends all.
+    Raises `ValueError` if `ranks` is below 1, `max_restarts` below 0, or if `main` and `config` cannot be sent to
+    another process.
     """
     if ranks is None:
         ranks = max(1, torch.cuda.device_count())
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: at least one process does the work. Leave ranks out for one per GPU.")
+    ignore_saves()
     if world_size() is not None:
         main(config)
         return
@@ -101,14 +113,14 @@ def launch(main: Callable[[C], None], config: C, *, ranks: int | None = None, ma
             _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
-    with relay_signals() as relay:
+    with TemporaryDirectory(prefix="omni-launch-") as folder, relay_signals(Path(folder) / "leave") as relay:
         for restart in range(max_restarts + 1):
-            with TemporaryDirectory(prefix="omni-launch-") as reports:
-                failed = _start_ranks(_Job(main, config, ranks, os.getpid(), Path(reports)), relay)
+            (reports := Path(folder) / f"reports-{restart}").mkdir()
+            failed = _start_ranks(_Job(main, config, ranks, os.getpid(), reports, relay.told), relay)
             if failed is None:
                 return
             text, code, is_final = failed
-            print(text, file=sys.stderr, flush=True)
+            print(censor(text), file=sys.stderr, flush=True)
             if restart == max_restarts or is_final or relay.told_to_leave:
                 raise SystemExit(code)
             print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
@@ -198,7 +210,9 @@ def _run_rank(job: _Job[C]) -> None:
     # handler never gets to run; so does the SIGINT that torch arranges for when the launcher dies.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(SAVE, signal.SIG_IGN)  # Until the rank heeds it, there is nothing to save.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, SAVE})
+    if job.told.exists():
+        signal.raise_signal(LEAVE)  # Which came when this process was not there to have it handed on.
     if os.getppid() != job.launcher:
         sys.exit(1)  # The launcher died while this process was still importing.
     if "OMP_NUM_THREADS" not in os.environ:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from omni_mesh.signals import LEAVE, SAME_S, SAVE
@@ -14,8 +15,10 @@ from omni_mesh.signals import LEAVE, SAME_S, SAVE
 class Relay:
     """What was handed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Path) -> None:
         self.leave_since: float | None = None
+        self.told = told
+        """Is there once this process was told to leave, for ranks that are still being started."""
 
     @property
     def told_to_leave(self) -> bool:
@@ -28,6 +31,7 @@ class Relay:
             if self.leave_since is not None and now - self.leave_since > SAME_S:
                 raise Stopped
             self.leave_since = self.leave_since or now
+            self.told.touch()
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
@@ -38,12 +42,13 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def relay_signals() -> Iterator[Relay]:
+def relay_signals(told: Path) -> Iterator[Relay]:
     """While open, SIGTERM and SIGUSR1 to this process go on to its children, who may take their time to save and leave.
 
-    A SIGTERM more than 5 seconds after the first raises `Stopped` here. For the main thread.
+    The file `told` is there after a SIGTERM: a child that is started later looks for it. A SIGTERM more than 5 seconds
+    after the first raises `Stopped` here. For the main thread.
     """
-    relay = Relay()
+    relay = Relay(told)
     before = {number: signal.signal(number, relay._hand_on) for number in (LEAVE, SAVE)}
     try:
         yield relay

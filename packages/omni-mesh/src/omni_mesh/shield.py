@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Final
 
+from omni_mesh.signals import SAVE
+
 # These say what a person did not ask (a pid was closed) or will be told anyway (a rank failed), once per process.
 _CHATTY: Final = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 
@@ -32,9 +34,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Start ranks deaf to Ctrl-C until `_run_rank` opens their ears, and give back the signal handlers at the end.
+    """Start ranks deaf to Ctrl-C and SIGUSR1 until `_run_rank` opens their ears, and give back the signal handlers at
+    the end.
 
-    A rank spends seconds importing, when Ctrl-C would make each of them print a traceback. A blocked signal is
+    A rank spends seconds importing, when Ctrl-C would make it print a traceback and SIGUSR1 end it. A blocked signal is
     inherited, so it is blocked in the thread that starts them; another thread of ours stays open to receive it, and
     Python handles it in the main thread all the same.
     """
@@ -43,7 +46,7 @@ def shielded() -> Iterator[None]:
     ear = threading.Thread(target=done.wait, name="omni-ctrl-c", daemon=True)
     ear.start()
     resource_tracker.ensure_running()  # It unblocks Ctrl-C once it has started, so it must start before.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, SAVE})
     try:
         yield
     finally:

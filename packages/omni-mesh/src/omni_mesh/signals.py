@@ -16,6 +16,8 @@ from typing import Final
 
 LEAVE: Final = signal.SIGTERM
 SAVE: Final = signal.SIGUSR1
+_END: Final = b"\0"
+"""No signal has this number."""
 SAME_S: Final = 5.0
 """Within so many seconds a repeated SIGTERM is the same one: schedulers signal all processes, and launchers hand on."""
 
@@ -42,32 +44,57 @@ class Requests:
             os._exit(128 + LEAVE)
 
 
+def ignore_saves() -> None:
+    """Let SIGUSR1, which would end this process, do nothing until it is heeded: there is nothing to save yet.
+
+    Effect: a signal handler, if there is none. For the main thread; elsewhere nothing is done.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(SAVE) == signal.SIG_DFL:
+        signal.signal(SAVE, signal.SIG_IGN)
+
+
 @contextmanager
 def heed_signals() -> Iterator[Requests]:
     """While open, SIGTERM and SIGUSR1 do nothing but to be noted. For the main thread.
 
-    A SIGTERM more than 5 seconds after the first ends the process, for whoever does not want to wait.
+    A SIGTERM more than 5 seconds after the first ends the process, for whoever does not want to wait. To a forked
+    child signals do what they did before.
     """
     requests = Requests()
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
 
     def listen() -> None:
-        while heard := os.read(ear, 1):
-            requests.note(heard[0])
+        while number := os.read(ear, 1)[0]:
+            requests.note(number)
 
     thread = threading.Thread(target=listen, name="omni-signals", daemon=True)
     thread.start()
     before = {number: signal.signal(number, _stay) for number in (LEAVE, SAVE)}
     earlier = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-    try:
-        yield requests
-    finally:
+    is_open = [True]
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(earlier)
-        os.close(mouth)  # What the thread reads to its end.
+
+    def restore_in_child() -> None:
+        # It shares the pipe: what it is told, as to end by whoever started it, would be heard here.
+        if is_open[0]:
+            restore()
+
+    os.register_at_fork(after_in_child=restore_in_child)
+    try:
+        yield requests
+    finally:
+        is_open[0] = False
+        restore()
+        # The thread is told to end, and not left to find the pipe closed: a child may hold it open.
+        os.set_blocking(mouth, True)
+        os.write(mouth, _END)
         thread.join()
+        os.close(mouth)
         os.close(ear)
 
 

@@ -15,6 +15,8 @@ from typing import Final
 import torch
 import torch.distributed as dist
 
+from omni_mesh.meeting import meet
+
 _TORCHRUN: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SLURM: Final = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 
@@ -129,9 +131,7 @@ def _meet(place: Place | None, timeout_s: float) -> dist.Store:
     if place is None:
         return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     store, *_ = next(dist.rendezvous("env://", place.rank, place.size, timeout=timedelta(seconds=timeout_s)))
-    store.set_timeout(timedelta(seconds=timeout_s))
-    # When torchrun starts ranks again, the store may be the one of before, in which those that died are still found.
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return meet(store, place.rank, place.size, timeout_s=timeout_s)
 
 
 def set_timeouts(groups: Iterable[dist.ProcessGroup | None], timeout_s: float) -> None:
