@@ -184,7 +184,8 @@ def compare_balance(name: str, coefficient: float) -> dict[str, tuple[float, flo
             mesh = new_mesh(config, world.size)
             ours = place(copy.deepcopy(start), mesh, RecomputeConfig(every=1))
             inputs, labels_Bs = inputs_of(mesh)
-            micro = [{**inputs, "labels_Bs": labels_Bs, "real_T": real_of(mesh, inputs)}]
+            rows = {"labels_Bs": labels_Bs, "sources_B": torch.zeros(len(labels_Bs), dtype=torch.long)}
+            micro = [{**inputs, **rows, "real_T": real_of(mesh, inputs)}]
             metrics, loads = accumulate_grads_(ours, micro, "auto", balance=coefficient)
             tokens = sum(map(sum, ROWS)) * describe(ours).experts_per_token
             assert all(int(load_E.sum()) == tokens for load_E in loads.values())
