@@ -18,7 +18,7 @@ from request import Config
 from torch import nn
 from training import train
 
-from omni_ckpt import At, Fault, Point, flatten, save_dcp
+from omni_ckpt import At, Point, flatten, save_dcp
 from omni_mesh import watchdog
 from omni_parallel import state_tree
 
@@ -89,7 +89,7 @@ def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: floa
         config: of the run; `timeout_s` is how long a step may take.
         where: it stops.
         rank: that stops.
-        errors: a folder for what each rank says on stderr.
+        errors: a folder for what each rank says on stderr, and a file `stopped` of that moment.
         start_s: how long loading may take.
         save_s: how long a save may take.
     """
@@ -99,7 +99,12 @@ def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: floa
 
     def stop(*args: Any) -> None:
         if me == rank:
+            (errors / "stopped").touch()
             os.kill(os.getpid(), signal.SIGSTOP)
+
+    def stop_at(point: Point, path: Path) -> None:
+        if point == where:
+            stop()
 
     def stop_and_load(*args: Any) -> Any:
         stop()
@@ -115,7 +120,7 @@ def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: floa
     if where == "load":
         mine["load_run"] = stop_and_load
     elif not where.isdecimal():
-        mine["Keeper"] = partial(pretrain.Keeper, at=Fault(where, rank, "stop"))  # pyright: ignore[reportArgumentType]
+        mine["Keeper"] = partial(pretrain.Keeper, at=stop_at)
     with (
         swapped(pretrain, **mine),
         swapped(resume, SAVE_S=save_s, MARGIN_S=0.0),
@@ -127,8 +132,11 @@ def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: floa
 def train_slowly_saving(config: Config, seconds: float) -> list[dict[str, float]]:
     """The metrics of a run of which each save takes so long on rank 1."""
 
+    delayed: set[Path] = set()
+
     def delay(point: Point, path: Path) -> None:
-        if (point, dist.get_rank()) == ("writing", 1):
+        if (point, dist.get_rank()) == ("writing", 1) and path not in delayed:  # It comes before each piece.
+            delayed.add(path)
             time.sleep(seconds)
 
     late: At = delay
