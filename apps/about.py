@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from decide import Decision
+from decision import Decision
 from redact import plain_values
 from request import Config
 
@@ -43,7 +43,7 @@ def tell_about(
 _FREE: Final = (
     *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
     *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "set_rows_aside"),
-    *("recompute", "batch", "virtual_shards", "data", "weights", "tokenizer"),
+    *("recompute", "batch", "virtual_shards", "data", "weights", "tokenizer", "eval"),
 )
 """Settings that change no numbers, or of which `decide` says what becomes of them."""
 

@@ -37,6 +37,13 @@ class Compute:
     loss: Literal["auto", "chunked", "full"]
 
 
+def choose_dtype(config: Config) -> tuple[str, torch.dtype]:
+    """The type of device, and the dtype of compute. Effect: asks for GPUs."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    auto = torch.bfloat16 if device == "cuda" else torch.float32
+    return device, auto if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
 def choose_compute(
     config: Config, model: PreTrainedModel, device: str, dtype: torch.dtype, *, ep: int
 ) -> tuple[Compute, list[str]]:

@@ -1,7 +1,8 @@
 """The data of a run: its sources as parts of a mix, what fixes the order of its rows, and the batches of one rank."""
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -10,16 +11,22 @@ from request import Config
 
 from omni_data import (
     Cursor,
+    Encode,
     Part,
+    Source,
     Stream,
     TextTokenizer,
+    beginning,
+    encode_document,
     fingerprint,
     open_source,
     parse_weight,
     prefetch,
+    read_tokenizer,
     stream_batches,
 )
 from omni_data.pack import Batch, pack_batch
+from omni_mesh import MeshSpec
 
 SEPARATOR = "+"
 
@@ -30,14 +37,38 @@ class Reads(Protocol):
     @property
     def parts(self) -> tuple[Part, ...]: ...
     @property
-    def tokenizer(self) -> TextTokenizer: ...
+    def held_out(self) -> tuple[Part, ...]: ...
     @property
     def micro(self) -> int: ...
     @property
     def virtual_shards(self) -> int: ...
+    @property
+    def spec(self) -> MeshSpec: ...
 
 
-def open_parts(config: Config) -> tuple[Part, ...]:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the records of a run are to it: how a source of them is opened, and how one becomes tokens."""
+
+    open: Callable[[str], Source[Any]]
+    """The source that a word of the command line names."""
+    read_tokenizer: Callable[[str], TextTokenizer]
+    encoder: Callable[[TextTokenizer], Encode]
+    """What makes a sample of an item."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What fixes the tokens of an item beside the tokenizer."""
+
+
+def texts(name: str) -> Kind:
+    """Documents in the field `name` of records."""
+
+    def encoder(tokenizer: TextTokenizer) -> Encode:
+        return partial(encode_document, tokenize=tokenizer.encode, eos_id=tokenizer.eos_id)
+
+    return Kind(partial(open_source, field=name), read_tokenizer, encoder)
+
+
+def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
     """The sources that `config` names, with their weights; a cursor knows each by its fingerprint. Effect: reads files.
 
     Raises:
@@ -49,7 +80,8 @@ def open_parts(config: Config) -> tuple[Part, ...]:
         if given and len(given) != len(specs):
             problems.append(f"mix.{name} has {len(given)} values for {len(specs)} sources of data: give each one.")
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
-    sources = [attempt(problems, open_source, spec, field=config.field) for spec in specs]
+    sources = [attempt(problems, kind.open, spec) for spec in specs]
+    encode = attempt(problems, kind.encoder, tokenizer) if tokenizer else None
     keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")
@@ -57,10 +89,29 @@ def open_parts(config: Config) -> tuple[Part, ...]:
         raise ValueError("\n".join(problems))
     epochs = [None if count == 0 else count for count in mix.epochs] or [None] * len(specs)
     found = zip(sources, weights, epochs, keys, strict=True)
-    return tuple(Part(source, weight, count, key) for source, weight, count, key in found if source and weight)
+    return tuple(Part(source, weight, count, key, encode) for source, weight, count, key in found if source and weight)
 
 
-def fix_order(config: Config, parts: Sequence[Part] | None, tokenizer: TextTokenizer | None) -> dict[str, Any]:
+def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
+    """The sources whose loss is told, each to be read once. Effect: reads files.
+
+    Raises:
+        ValueError: with everything that is wrong with them.
+    """
+    problems: list[str] = []
+    sources = [attempt(problems, kind.open, spec) for spec in config.eval.data]
+    if problems:
+        raise ValueError("\n".join(f"eval.data: {problem}" for problem in problems))
+    encode = kind.encoder(tokenizer) if sources and tokenizer else None
+    count = config.eval.documents
+    return tuple(
+        Part(beginning(source, count) if count else source, 1.0, 1, None, encode) for source in sources if source
+    )
+
+
+def fix_order(
+    config: Config, kind: Kind, parts: Sequence[Part] | None, tokenizer: TextTokenizer | None
+) -> dict[str, Any]:
     """What fixes the rows of a step, beside the cursor and the batch; None is what cannot be told. Pure.
 
     Documents that are laid end to end may go on in rows of another length; what is packed otherwise may not.
@@ -72,6 +123,7 @@ def fix_order(config: Config, parts: Sequence[Part] | None, tokenizer: TextToken
         "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
         "shuffle": config.shuffle,
         "seed": config.seed,
+        **kind.told,
         **({"packing": told} if packing.how != "concat" or packing.max_len else {}),
         **({"seq_len": config.seq_len} if packing.how != "concat" else {}),
     }
@@ -79,7 +131,7 @@ def fix_order(config: Config, parts: Sequence[Part] | None, tokenizer: TextToken
 
 def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Why the place in the data that checkpoint `found` has means nothing in what is asked for now. Pure."""
-    facts = dict.fromkeys([*asked, *(fact for fact in ("packing", "seq_len") if fact in kept)])
+    facts = dict.fromkeys([*asked, *(fact for fact in ("packing", "seq_len", "chat") if fact in kept)])
     differing = [fact for fact in facts if fact not in asked or asked[fact] not in (None, kept.get(fact))]
     if config.mix.changed and "data" in differing:
         differing.remove("data")
@@ -104,10 +156,11 @@ def fingerprint_files(files: Mapping[str, bytes]) -> str:
 
 
 def read_batches(
-    config: Config, run: Reads, cursor: Cursor, *, shard: int, num_shards: int
+    config: Config, run: Reads, cursor: Cursor, *, shard: int
 ) -> Generator[tuple[Batch, Cursor], None, None]:
-    """The microbatches of one rank from `cursor` on, some of them made ahead. Effect: reads the data."""
-    rows = run.micro
+    """The microbatches of the `shard`-th of the ranks that read different rows, from `cursor` on, some of them made
+    ahead. Effect: reads the data."""
+    rows, num_shards = run.micro, run.spec.dp
     stream = stream_batches(
         run.parts,
         cursor,
@@ -115,8 +168,6 @@ def read_batches(
         num_shards=num_shards,
         rows=rows,
         seq_len=config.seq_len,
-        tokenize=run.tokenizer.encode,
-        eos_id=run.tokenizer.eos_id,
         packing=config.packing,
         until=config.mix.until,
         virtual_shards=run.virtual_shards,
@@ -126,6 +177,29 @@ def read_batches(
         workers=config.workers,
     )
     return prefetch(then_padding(stream, cursor, rows, num_shards, config.seq_len))
+
+
+def read_held_out(config: Config, run: Reads, *, shard: int) -> Generator[tuple[Batch, Cursor], None, None]:
+    """The microbatches that the `shard`-th of the ranks has of what is held out, and then batches of padding. Effect:
+    reads the data.
+
+    No document that fits in a row is cut, so what is computed of each does not depend on how many ranks read them.
+    """
+    start, num_shards = Cursor(), run.spec.dp
+    stream = stream_batches(
+        run.held_out,
+        start,
+        shard=shard,
+        num_shards=num_shards,
+        rows=run.micro,
+        seq_len=config.seq_len,
+        packing=replace(config.packing, how="fit"),
+        until="all",
+        virtual_shards=num_shards,
+        shuffle=False,
+        max_bad=config.max_bad,
+    )
+    return prefetch(then_padding(stream, start, run.micro, num_shards, config.seq_len))
 
 
 def then_padding(stream: Stream[Batch], cursor: Cursor, rows: int, num_shards: int, seq_len: int) -> Stream[Batch]:

@@ -1,25 +1,22 @@
 """What will happen: every decision of a run, made before any process or weight is touched."""
 
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import lcm
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
-from compute import Compute, choose_compute, choose_gathered
-from data import find_other_orders, fix_order, open_parts
+from compute import choose_compute, choose_dtype, choose_gathered
+from data import Kind, find_other_orders, fix_order, open_held_out, open_parts, texts
+from decision import Decision
 from preflight import attempt, refuse
 from request import Config
 from room import check_room, check_writable
-from transformers import PreTrainedModel
 
 from omni_ckpt import mismatches, newest_whole, read_plain, refuse_none_whole, stored
-from omni_data import Part, TextTokenizer, read_tokenizer
-from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
+from omni_mesh import planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
-    ModelFacts,
     asked_loss,
     build_model,
     describe,
@@ -30,8 +27,6 @@ from omni_models import (
     unsupported,
 )
 from omni_parallel import (
-    ParallelPlan,
-    Schedule,
     check_optim,
     named_tensors,
     plan_parallel,
@@ -39,101 +34,20 @@ from omni_parallel import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What will happen, before anything does."""
-
-    spec: MeshSpec
-    model: PreTrainedModel
-    facts: ModelFacts
-    plan: ParallelPlan
-    schedule: Schedule
-    parts: tuple[Part, ...]
-    tokenizer: TextTokenizer
-    batch: int
-    micro: int
-    virtual_shards: int
-    order: dict[str, int | str | bool | None]
-    """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
-    device: str
-    dtype: torch.dtype
-    compute: Compute
-    """What computes it, by name."""
-    balance: float
-    """Weight of the balance loss."""
-    rate: float
-    """What a step moves the biases of routers by."""
-    kernels: tuple[str, ...]
-    keep: str
-    """What recomputed blocks keep all the same."""
-    start: str
-    """Where the weights come from, in words."""
-    found: Path | None
-    """The checkpoint to continue."""
-
-    def told(self, found: Path | None = None, saves: str = "") -> str:
-        """The decisions in words, a line each, with the checkpoint that was `found` whole and how others are saved."""
-        how = self.compute
-        sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
-        kept = len(self.plan.blocks) - len(self.plan.recompute)
-        chunks = self.plan.sp_chunks
-        overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
-        but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
-        again = self.plan.reshard_after_forward
-        gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
-        return "\n".join(
-            f"{name:<10}{text}"
-            for name, text in (
-                (
-                    "model",
-                    f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
-                ),
-                ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
-                ("data", f"{self._sources()}, tokenizer {self.tokenizer.name}"),
-                ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
-                ("start", f"continues {found}" if found else self.start),
-                *((("saves", saves),) if saves else ()),
-                (
-                    "compute",
-                    f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}",
-                ),
-                *((("experts", self._experts()),) if self.facts.experts else ()),
-                ("kernels", ", ".join(self.kernels) or "those of transformers"),
-                (
-                    "memory",
-                    f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}",
-                ),
-            )
-        )
-
-    def _sources(self) -> str:
-        told = [f"{p.source.name}, {len(p.source):,} documents" for p in self.parts if isinstance(p.source, Sized)]
-        weighed = zip(told, self.parts, strict=True)
-        return told[0] if len(told) == 1 else "; ".join(f"{one}, weight {part.weight}" for one, part in weighed)
-
-    def _experts(self) -> str:
-        ep = self.spec.ep
-        spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""
-        evened = f", balance loss times {self.balance:g}" if self.balance else ""
-        evened += f", biases moved by {self.rate:g}" if self.rate else ""
-        how = f"{self.facts.experts_per_token} a token, {self.compute.experts}"
-        return f"{self.facts.num_experts}, {how}{spread}{evened}"
-
-
-def decide(config: Config, ranks: int | None = None) -> Decision:
+def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None) -> Decision:
     """What `config` means on machines like this one. Effect: reads files, and the hub if asked to.
 
     Args:
         config: what was asked for.
         ranks: of the world; left out, those that were started, or that `config` will start.
+        kind: what the records of its data are; texts if left out.
 
     Raises:
         ValueError: with everything that keeps the run from starting.
     """
     problems: list[str] = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    auto = torch.bfloat16 if device == "cuda" else torch.float32
-    dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
+    kind = kind or texts(config.field)
+    device, dtype = choose_dtype(config)
     attempt(problems, check_writable, config.out)
     ranks = ranks or attempt(problems, planned_ranks, config.mesh)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
@@ -142,7 +56,6 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
     schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
     attempt(problems, check_optim, config.optim)
     attempt(problems, check_counts, config)
-    parts = attempt(problems, open_parts, config)
     model_config = attempt(problems, read_config, config.model)
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = attempt(problems, describe, model) if model else None
@@ -154,8 +67,9 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         wanted = {"recompute": config.recompute, "sp_chunks": config.sp_chunks, "keep_gathered": gathered}
         plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
-    name = config.tokenizer or own
-    tokenizer = attempt(problems, read_tokenizer, name) if name else None
+    tokenizer = attempt(problems, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
+    parts = attempt(problems, open_parts, config, kind, tokenizer)
+    held_out = attempt(problems, open_held_out, config, kind, tokenizer)
     compute = None
     if model and facts:
         compute, wrong = choose_compute(config, model, device, dtype, ep=spec.ep if spec else 1)
@@ -176,11 +90,12 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         differing = [] if there is None else mismatches(named_tensors(model), there)
         problems += [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
     kept = attempt(problems, kept_order, found) or {} if found else {}
-    asked = fix_order(config, parts, tokenizer)
+    asked = fix_order(config, kind, parts, tokenizer)
     problems += find_other_orders(config, found, kept, asked) if kept else []
     rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
     refuse(problems)
     assert spec and rows and schedule and parts and tokenizer and model and facts and plan and compute
+    assert held_out is not None
     batch, micro, virtual_shards = rows
     return Decision(
         spec=spec,
@@ -189,6 +104,7 @@ def decide(config: Config, ranks: int | None = None) -> Decision:
         plan=plan,
         schedule=schedule,
         parts=parts,
+        held_out=held_out,
         tokenizer=tokenizer,
         batch=batch,
         micro=micro,
@@ -232,11 +148,13 @@ def check_counts(config: Config) -> None:
         "timeout_s": 1,
         "max_bad": 0,
         "workers": 0,
+        "eval.every": 1,
+        "eval.documents": 1,
     }
     if problems := [
         f"{name}={value} must be at least {bound}."
         for name, bound in least.items()
-        if (value := getattr(config, name)) is not None and value < bound
+        if (value := attrgetter(name)(config)) is not None and value < bound
     ]:
         raise ValueError("\n".join(problems))
 

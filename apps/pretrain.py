@@ -13,9 +13,11 @@ Without weights the model starts at random. A run found in --out is continued.
 # Read it top to bottom: that is the order in which things happen.
 
 from contextlib import closing
+from functools import partial
 
 from data import read_batches
 from decide import decide
+from evaluate import evaluate
 from patience import MARGIN_S, START_S, expect_steps
 from preflight import start
 from report import Reporter
@@ -86,12 +88,11 @@ def main(config: Config) -> None:
         if chief := world.rank == 0:
             print(run.told(found, saves), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
-            for name in ("metrics.jsonl", "skipped.jsonl"):
+            for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
                 forget_after(config.out / name, state.step)
 
         # Train.
-        at = {"shard": mesh.tokens.get_local_rank("dp"), "num_shards": run.spec.dp}
-        stream = read_batches(config, run, cursor, **at)
+        stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
         begin = expect_steps(dog, mesh, config.timeout_s)
@@ -111,9 +112,11 @@ def main(config: Config) -> None:
                 # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
                 report.note(state.step, metrics, loads, cursor=cursor, data=data)
                 keeper.poll()
+                if report.is_time_to_evaluate(state.step):
+                    report.note_eval(state.step, evaluate(model, config, run, mesh, beat=partial(dog.beat, state.step)))
                 due |= state.step % config.save_every == 0 or state.step == stop or report.is_asked()
                 if due and report.is_good():
-                    keeper.save(state, cursor, report.about())
+                    keeper.save(state, cursor, report.about(state.step))
                     due = False
                     report.skip_time()
             report.check_end(saved=not due)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from about import tell_about
-from decide import Decision
+from decision import Decision
 from redact import without_secrets
 from request import Config
 from step import HEARD, DataTold
 from torch import Tensor
-from watch import append_row, check_skips, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
+from watch import append_row, check_skips, eval_line, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
 
 from omni_data import Cursor, cursor_to_json
 from omni_mesh import World
@@ -73,6 +73,7 @@ class Reporter:
         self.skips, self.tokens, self.best = 0, 0, best
         self.over = False
         self.odd = Counter[str]()
+        self.evaluated: dict[str, Any] = {}
 
     def __enter__(self) -> "Reporter":
         return self
@@ -139,8 +140,8 @@ class Reporter:
             self._tell_skip(noted, lost)
             return
         self.skips = 0
-        if self.best is None or values["loss"] < self.best["loss"]:
-            self.best = {"loss": values["loss"], "step": noted.step}
+        if not self.config.eval.data:
+            self._note_best(values["loss"], noted.step)
         memory = peak_memory_gb(self.world.device)
         row = tell_step(noted.step, values, seconds=seconds, memory_gb=memory, loads=noted.loads, **noted.known)
         if self.world.rank == 0:
@@ -171,6 +172,25 @@ class Reporter:
         losses = {part.source.name: values.pop(f"loss_of_{i}", math.nan) for i, part in enumerate(self.run.parts)}
         return {f"loss/{name}": loss for name, loss in losses.items() if not math.isnan(loss)}
 
+    def is_time_to_evaluate(self, step: int) -> bool:
+        """Whether something is held out, and should be read after `step`: it is its turn, or the run ends for good."""
+        ends = self.over or step in (self.config.steps, self.config.stop_after)
+        return bool(self.run.held_out) and (ends or step % self.config.eval.every == 0)
+
+    def note_eval(self, step: int, values: Mapping[str, float]) -> None:
+        """Note what was measured after `step` of what is held out. Effect: as `tell`; its time is not of a step."""
+        self.tell()
+        self.evaluated = {"step": step, **values}
+        self._note_best(values["loss"], step)
+        if self.world.rank == 0:
+            append_row(self.config.out / "eval.jsonl", self.evaluated)
+            print(eval_line(self.evaluated, self.config.steps), flush=True)
+        self.skip_time()
+
+    def _note_best(self, loss: float, step: int) -> None:
+        if self.best is None or loss < self.best["loss"]:
+            self.best = {"loss": loss, "step": step}
+
     def is_asked(self) -> bool:
         """Whether a rank was asked, by a signal, for a checkpoint: for this one now, or for a last one."""
         asked, self.asked_to_save = self.asked_to_save or self.asked_to_leave, False
@@ -189,9 +209,11 @@ class Reporter:
                 f"See {self.config.out / 'skipped.jsonl'}."
             )
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint says of the run as it was last told."""
-        return tell_about(self.config, self.run, tokens=self.tokens, metrics=self.values, best=self.best)
+    def about(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of `step` says of the run as it was last told."""
+        fresh = self.evaluated.get("step") == step
+        metrics = self.values | ({"eval_loss": self.evaluated["loss"]} if fresh else {})
+        return tell_about(self.config, self.run, tokens=self.tokens, metrics=metrics, best=self.best)
 
     def _tell_skip(self, noted: Noted, lost: list[str]) -> None:
         self.skips += 1

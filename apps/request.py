@@ -29,6 +29,18 @@ class MixConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Documents that are not trained on, whose loss is told while a run goes on."""
+
+    data: tuple[str, ...] = ()
+    """Sources, each as of --data; the loss of each is told. Left out: nothing is evaluated."""
+    every: int = 100
+    """Steps between evaluations; after the last step there always is one."""
+    documents: int | None = None
+    """Of each source, so many from its start. Left out: all of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One run: everything that changes its numbers."""
 
@@ -67,6 +79,7 @@ class Config:
     workers: int = 0
     """Processes of each rank that read, tokenize and pack; without any, a thread does."""
     mix: MixConfig = MixConfig()
+    eval: EvalConfig = EvalConfig()
     shuffle: bool = True
     """Read the documents of each epoch in another order."""
     virtual_shards: int | None = None
@@ -93,7 +106,8 @@ class Config:
     keep_every: int | None = None
     """Keep the checkpoints of every so-many-th step, too."""
     keep_best: int = 0
-    """Keep so many of those with the least loss of their last step, too."""
+    """Keep so many of those with the least loss, too: of what is held out, if it was evaluated at their step; of the
+    step, if nothing is."""
     save_in_background: bool | None = None
     """Write checkpoints while training goes on, from a copy in host memory. Left out: where the copies of all ranks of
     this machine take less than half of the memory that is free."""
@@ -128,4 +142,5 @@ class Config:
 
     def retention(self) -> Retention:
         """Which checkpoints stay."""
-        return Retention(self.keep, self.keep_every, self.keep_best, metric="about.metrics.loss")
+        loss = "eval_loss" if self.eval.data else "loss"
+        return Retention(self.keep, self.keep_every, self.keep_best, metric=f"about.metrics.{loss}")

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from decide import Decision
+from decision import Decision
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -159,8 +159,7 @@ def accumulate_grads_(
         with record_routing(model, logits=balance > 0) as routing:
             part = summed_loss(model, inputs, labels_Bs, impl=loss, each_Bs=each_Bs) / shares
         if each_Bs is not None:
-            sums_2B = torch.stack([each_Bs.sum(1), (labels_Bs != IGNORE).sum(1)]).double()
-            by_source.index_add_(1, sources_B.clamp(min=0), sums_2B)
+            add_by_source_(by_source, each_Bs, labels_Bs, sources_B)
         total += part.detach()
         if balance:
             logits, K = list(routing.logits.values()), next(iter(routing.chosen.values())).shape[1]
@@ -176,6 +175,12 @@ def accumulate_grads_(
     if balance:
         metrics["balance_loss"] = global_sum(uneven)
     return metrics, sum_loads(loads)
+
+
+def add_by_source_(sums_2N: Tensor, each_Bs: Tensor, labels_Bs: Tensor, sources_B: Tensor) -> Tensor:
+    """Add to `sums_2N` the losses, and the targets, of the rows of each of N sources."""
+    sums_2B = torch.stack([each_Bs.sum(1, dtype=sums_2N.dtype), (labels_Bs != IGNORE).sum(1)])
+    return sums_2N.index_add_(1, sources_B.clamp(min=0), sums_2B.to(sums_2N.dtype))
 
 
 def sum_loads(loads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

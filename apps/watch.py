@@ -95,6 +95,18 @@ def progress_line(row: Row, steps: int, pace: float) -> str:
     )
 
 
+def eval_line(row: Row, steps: int) -> str:
+    """What is said of an evaluation. Pure.
+
+    Args:
+        row: `step`, `loss`, `targets`, and the loss of each source, as `loss/NAME`.
+        steps: of the whole run.
+    """
+    each = "".join(f"  {name.removeprefix('loss/')} {row[name]:.4f}" for name in row if name.startswith("loss/"))
+    step = int(row["step"])
+    return f"eval {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  of {row['targets']:,} targets{each}"
+
+
 def clock(seconds: float) -> str:
     """A duration as h:mm:ss.
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT / "apps"))
 
 import pretrain
 import request
-from decide import Decision, decide
+from decide import decide
+from decision import Decision
 from preflight import start
 from resume import Keeper
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pretrain
 import torch
-from decide import Decision, decide
+from decide import decide
+from decision import Decision
 from request import Config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from omni_data import Documents, concatenate, mapped, place_of
+from omni_data import Documents, beginning, concatenate, mapped, place_of
 
 
 def test_concatenated_sources_are_one_after_the_other_and_know_their_parts():
@@ -12,6 +12,21 @@ def test_concatenated_sources_are_one_after_the_other_and_know_their_parts():
     assert (source.name, len(source), list(source), source[-1]) == ("both", 3, ["1", "2", "3"], "3")
     assert [place_of(source, i) for i in range(3)] == ["a: row 0", "a: row 1", "b: row 0"]
     assert list(concatenate("none", [])) == []
+
+
+def test_a_beginning_is_of_its_source_and_no_longer():
+    source = Documents("a", ["1", "2", "3"])
+    short = beginning(source, 2)
+    assert (short.name, len(short), list(short), short[-1], place_of(short, -1)) == (
+        "a",
+        2,
+        ["1", "2"],
+        "2",
+        "a: row 1",
+    )
+    with pytest.raises(IndexError):
+        short[2]
+    assert list(beginning(source, 9)) == ["1", "2", "3"]
 
 
 def test_a_map_is_computed_when_it_is_read():

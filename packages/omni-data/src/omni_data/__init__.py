@@ -1,13 +1,13 @@
 """Documents to packed batches, in one global order that resumes to the token."""
 
-from omni_data.chat import ChatTokenizer, render_chat
-from omni_data.combine import concatenate, mapped
+from omni_data.chat import ChatTokenizer, Learn, encode_chat, render_chat
+from omni_data.combine import beginning, concatenate, mapped
 from omni_data.conversations import Conversation, conversation_of
 from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors
 from omni_data.document import Document, Documents, Record, Source, place_of
 from omni_data.fingerprint import fingerprint
 from omni_data.fit import fit_rows
-from omni_data.make import encode_document
+from omni_data.make import Encode, encode_document
 from omni_data.mix import Part, parse_weight
 from omni_data.order import permute
 from omni_data.pack import IGNORE, Batch, document_bounds, pack_batch, shard_sequence, unpack_batch
@@ -17,7 +17,7 @@ from omni_data.read import Streamed
 from omni_data.sample import Counts, Sample, sample_of
 from omni_data.source import open_records, open_source
 from omni_data.stream import Stream, stream_batches
-from omni_data.synth import builtin_corpus, synthetic_documents
+from omni_data.synth import builtin_chats, builtin_corpus, synthetic_documents
 from omni_data.tokens import TextTokenizer, byte_tokenizer, read_tokenizer
 from omni_data.window import Cost, Packing
 
@@ -31,6 +31,8 @@ __all__ = [
     "Cursor",
     "Document",
     "Documents",
+    "Encode",
+    "Learn",
     "Packing",
     "Pair",
     "Part",
@@ -41,6 +43,8 @@ __all__ = [
     "Stream",
     "Streamed",
     "TextTokenizer",
+    "beginning",
+    "builtin_chats",
     "builtin_corpus",
     "byte_tokenizer",
     "concatenate",
@@ -48,6 +52,7 @@ __all__ = [
     "cursor_from_json",
     "cursor_to_json",
     "document_bounds",
+    "encode_chat",
     "encode_document",
     "fingerprint",
     "fit_rows",

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from omni_data.conversations import conversation_of
 from omni_data.document import checked_text
 from omni_data.sample import Sample, sample_of
 from omni_data.turns import Message, find_turns
@@ -94,6 +95,22 @@ def render_chat(
     if not learn_N.any():
         raise ValueError(f"nothing to learn: the template writes nothing of the assistant's messages {_names(turns)}.")
     return sample_of(ids, learn_N.tolist())
+
+
+def encode_chat(
+    record: object,
+    *,
+    tokenizer: ChatTokenizer,
+    learn: Learn = "assistant",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Sample:
+    """The sample of a record that holds a conversation, in whatever format `conversation_of` knows.
+
+    Raises:
+        ValueError: as `conversation_of` and `render_chat`.
+    """
+    chat = conversation_of(record)
+    return render_chat(chat.messages, tokenizer, tools=chat.tools, learn=learn, template_kwargs=template_kwargs)
 
 
 _CONTROLS = ("learn", "weight")

@@ -1,4 +1,4 @@
-"""Sources made of sources: one after the other, and each item through a function. Pure."""
+"""Sources made of sources: one after the other, the first items of one, each item through a function. Pure."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -40,6 +40,37 @@ class Concatenated(Generic[T_co]):
 def concatenate(name: str, parts: Sequence[Source[T]]) -> Source[T]:
     """The sources one after the other."""
     return Concatenated(name, tuple(parts), tuple(accumulate(map(len, parts))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning(Generic[T_co]):
+    """The first items of a source."""
+
+    source: Source[T_co]
+    count: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitem__(self, i: int, /) -> T_co:
+        return self.source[range(len(self))[i]]
+
+    def place(self, i: int) -> str:
+        return place_of(self.source, range(len(self))[i])
+
+
+def beginning(source: Source[T], count: int) -> Source[T]:
+    """The first `count` items of `source`, or as many as it has.
+
+    >>> from omni_data.document import Documents
+    >>> list(beginning(Documents("letters", ["a", "b", "c"]), 2))
+    ['a', 'b']
+    """
+    return Beginning(source, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

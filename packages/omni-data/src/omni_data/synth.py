@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from omni_data.document import Documents, Source
+from omni_data.document import Documents, Record, Source
 
 _SHORTEST, _LONGEST = 400, 1500  # Characters of a built-in document, about.
 
@@ -21,6 +21,19 @@ def builtin_corpus() -> Source:
 
     pieces = (cut_text(topics[name], _SHORTEST, _LONGEST) for name in sorted(topics))
     return Documents("builtin", tuple(chain.from_iterable(pieces)))
+
+
+def builtin_chats() -> Source[Record]:
+    """The same prose as answers to questions for its topics: records of `prompt` and `completion`, in English."""
+    from pydoc_data.topics import topics
+
+    records = []
+    for name in sorted(topics):
+        pieces = cut_text(topics[name], _SHORTEST, _LONGEST)
+        for i, piece in enumerate(pieces, 1):
+            part = f", part {i} of {len(pieces)}" if len(pieces) > 1 else ""
+            records.append({"prompt": f"What does Python's reference say of {name}{part}?", "completion": piece})
+    return Documents("builtin", tuple(records))
 
 
 def cut_text(text: str, shortest: int, longest: int) -> list[str]:

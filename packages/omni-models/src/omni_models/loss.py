@@ -109,6 +109,9 @@ def chunked_cross_entropy(
     Gradients are made in the forward pass, while a chunk's logits exist, so they are computed once and never kept;
     weight gradients are summed over chunks in fp32. `each_T` takes the loss of each target.
     """
+    if not torch.is_grad_enabled():  # Inside, only the tensors tell whether gradients are wanted.
+        hidden_TH, weight_VH = hidden_TH.detach(), weight_VH.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     out = _ChunkedCrossEntropy.apply(hidden_TH, weight_VH, bias_V, labels_T, chunk, each_T)
     assert isinstance(out, Tensor)
     return out

@@ -5,6 +5,7 @@ the training state.
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel
+from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig

@@ -1,0 +1,129 @@
+"""Chats as the data of a run: the template they are written by, and which of their tokens are learnt."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from data import Kind
+from transformers import AutoTokenizer
+
+from omni_data import (
+    ChatTokenizer,
+    Encode,
+    Learn,
+    Record,
+    Source,
+    TextTokenizer,
+    builtin_chats,
+    encode_chat,
+    open_records,
+    read_tokenizer,
+)
+
+TEMPLATE_FILE: Final = "chat_template.jinja"
+PLAIN: Final = """\
+{%- for message in messages %}
+{{- message.role | capitalize }}: {% if message.role == 'assistant' -%}
+{% generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- else -%}
+{{ message.content }}
+{%- endif %}
+{{- '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
+"""Of the byte tokenizer, which has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatConfig:
+    """How chats become tokens."""
+
+    learn: Learn = "assistant"
+    """All that the assistant says, or its last message."""
+    template: Path | None = None
+    """A file with a chat template (Jinja). Left out: that of the tokenizer; of the byte tokenizer, a plain one."""
+    options: tuple[str, ...] = ()
+    """Variables that the template reads, each as name=value with a value in JSON: enable_thinking=false."""
+
+
+def chats(config: ChatConfig) -> Kind:
+    """Conversations in the records of a run.
+
+    Raises:
+        ValueError: if an option or the template cannot be meant.
+    """
+    options = parse_options(config.options)
+    template = read_template(config.template) if config.template else None
+
+    def encoder(tokenizer: TextTokenizer) -> Encode:
+        fast = chat_tokenizer(tokenizer)
+        return partial(encode_chat, tokenizer=fast, learn=config.learn, template_kwargs=options)
+
+    told = {"chat": json.dumps([config.learn, options], sort_keys=True)}
+    return Kind(open_chats, partial(read_chat_tokenizer, template=template), encoder, told)
+
+
+def open_chats(spec: str) -> Source[Record]:
+    """The records that `spec` names; `builtin` needs no file. Effect: as `open_records`."""
+    return builtin_chats() if spec == "builtin" else open_records(spec)
+
+
+def read_chat_tokenizer(name: str, *, template: str | None) -> TextTokenizer:
+    """The tokenizer of that name, with `template` if it is not None. Effect: as `read_tokenizer`."""
+    tokenizer = read_tokenizer(name)
+    template = PLAIN if template is None and name == "bytes" else template
+    if template is None:
+        return tokenizer
+    return replace(tokenizer, files={**tokenizer.files, TEMPLATE_FILE: template.encode()})
+
+
+def chat_tokenizer(tokenizer: TextTokenizer) -> ChatTokenizer:
+    """The same tokenizer as transformers has it, which knows chat templates.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    with TemporaryDirectory() as folder:
+        fast: Any = AutoTokenizer.from_pretrained(tokenizer.save(Path(folder)), trust_remote_code=False)
+    if not fast.chat_template:
+        raise ValueError(
+            f"tokenizer {tokenizer.name} has no chat template: name a file that has one as --chat.template, or the "
+            "tokenizer of a model that was trained on chats."
+        )
+    return fast
+
+
+def read_template(path: Path) -> str:
+    """The template in a file. Effect: reads it. Raises `ValueError` if it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"chat.template {path} cannot be read: {problem}.") from problem
+
+
+def parse_options(options: Sequence[str]) -> Mapping[str, Any]:
+    """Variables of a template, by name. Pure.
+
+    >>> parse_options(["enable_thinking=false", "date=\\"today\\""])
+    {'enable_thinking': False, 'date': 'today'}
+
+    Raises:
+        ValueError: if one is not name=value, or its value is not JSON.
+    """
+    parsed = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            sign = ""
+        if not (sign and name.isidentifier()):
+            raise ValueError(
+                f"chat.options {option!r}: an option is name=value with a value in JSON, as enable_thinking=false or "
+                'date="today".'
+            )
+    return parsed

@@ -1,0 +1,104 @@
+"""What was decided of a run, as a value, and in words."""
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from compute import Compute
+from transformers import PreTrainedModel
+
+from omni_data import Part, TextTokenizer
+from omni_mesh import MeshSpec
+from omni_models import ModelFacts
+from omni_parallel import ParallelPlan, Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What will happen, before anything does."""
+
+    spec: MeshSpec
+    model: PreTrainedModel
+    facts: ModelFacts
+    plan: ParallelPlan
+    schedule: Schedule
+    parts: tuple[Part, ...]
+    held_out: tuple[Part, ...]
+    """Whose loss is told, and not trained on."""
+    tokenizer: TextTokenizer
+    batch: int
+    micro: int
+    virtual_shards: int
+    order: dict[str, int | str | bool | None]
+    """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
+    device: str
+    dtype: torch.dtype
+    compute: Compute
+    """What computes it, by name."""
+    balance: float
+    """Weight of the balance loss."""
+    rate: float
+    """What a step moves the biases of routers by."""
+    kernels: tuple[str, ...]
+    keep: str
+    """What recomputed blocks keep all the same."""
+    start: str
+    """Where the weights come from, in words."""
+    found: Path | None
+    """The checkpoint to continue."""
+
+    def told(self, found: Path | None = None, saves: str = "") -> str:
+        """The decisions in words, a line each, with the checkpoint that was `found` whole and how others are saved."""
+        how = self.compute
+        sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
+        kept = len(self.plan.blocks) - len(self.plan.recompute)
+        chunks = self.plan.sp_chunks
+        overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
+        but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
+        again = self.plan.reshard_after_forward
+        gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
+        return "\n".join(
+            f"{name:<10}{text}"
+            for name, text in (
+                (
+                    "model",
+                    f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
+                ),
+                ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
+                ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
+                *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
+                ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
+                ("start", f"continues {found}" if found else self.start),
+                *((("saves", saves),) if saves else ()),
+                (
+                    "compute",
+                    f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}",
+                ),
+                *((("experts", self._experts()),) if self.facts.experts else ()),
+                ("kernels", ", ".join(self.kernels) or "those of transformers"),
+                (
+                    "memory",
+                    f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}",
+                ),
+            )
+        )
+
+    def _experts(self) -> str:
+        ep = self.spec.ep
+        spread = f", spread over {ep} ranks, {self.facts.num_experts // ep} on each" if ep > 1 else ""
+        evened = f", balance loss times {self.balance:g}" if self.balance else ""
+        evened += f", biases moved by {self.rate:g}" if self.rate else ""
+        how = f"{self.facts.experts_per_token} a token, {self.compute.experts}"
+        return f"{self.facts.num_experts}, {how}{spread}{evened}"
+
+
+def tell_sources(parts: Sequence[Part]) -> str:
+    """What is read, in words; weights of several. Pure."""
+    told = [
+        f"{part.source.name}, {f'{len(part.source):,} documents' if isinstance(part.source, Sized) else 'streamed'}"
+        for part in parts
+    ]
+    if len(parts) == 1:
+        return told[0]
+    return "; ".join(f"{one}, weight {part.weight}" for one, part in zip(told, parts, strict=True))

@@ -1,0 +1,57 @@
+"""The loss of documents that are not trained on. Gradients, generators and the place in the data stay as they are."""
+
+from collections.abc import Callable
+from contextlib import closing
+
+import torch
+from data import read_held_out
+from decision import Decision
+from request import Config
+from step import add_by_source_, place
+from transformers import PreTrainedModel
+
+from omni_mesh import Mesh
+from omni_models import summed_loss
+from omni_parallel import global_sum, reshard
+
+
+def evaluate(
+    model: PreTrainedModel, config: Config, run: Decision, mesh: Mesh, *, beat: Callable[[], None]
+) -> dict[str, float]:
+    """The mean loss (nats a target) of all that is held out, `loss`; of each source of several, `loss/NAME`; and how
+    many `targets` there are.
+
+    Effect: collective; reads the data. The model is as it was after it.
+
+    Args:
+        model: sharded or not.
+        config: of the run.
+        run: what was decided.
+        mesh: of the run.
+        beat: called before each batch.
+    """
+    device = torch.device(run.device)
+    sums_2N = torch.zeros(2, len(run.held_out), dtype=torch.float64, device=device)
+    part, parts = mesh.tokens.get_local_rank("sp"), run.spec.sp
+    batches = read_held_out(config, run, shard=mesh.tokens.get_local_rank("dp"))
+    model.eval()
+    with torch.no_grad(), closing(batches):
+        for batch, _ in batches:
+            beat()
+            rows = int((batch.sources_B >= 0).sum())
+            if not global_sum(torch.tensor(rows, device=device)):
+                break
+            inputs = place(batch, run.facts.vocab_size, device, part=part, parts=parts)
+            labels_Bs, sources_B = inputs.pop("labels_Bs"), inputs.pop("sources_B")
+            del inputs["real_T"]
+            each_Bs = torch.zeros(labels_Bs.shape, device=device)
+            summed_loss(model, inputs, labels_Bs, impl=run.compute.loss, each_Bs=each_Bs)
+            add_by_source_(sums_2N, each_Bs, labels_Bs, sources_B)
+    # What the forward pass gathered is of before the next update.
+    reshard(model.train())
+    losses_N, targets_N = global_sum(sums_2N).tolist()
+    each = {f"loss/{p.source.name}": a / b for p, a, b in zip(run.held_out, losses_N, targets_N, strict=True) if b}
+    if not sum(targets_N):
+        raise ValueError(f"nothing to learn in what is held out: {', '.join(p.source.name for p in run.held_out)}.")
+    mean = sum(losses_N) / sum(targets_N)
+    return {"loss": mean, **(each if len(each) > 1 else {}), "targets": int(sum(targets_N))}

@@ -1,0 +1,166 @@
+"""Supervised finetuning on chats: any model of transformers, its own chat template, loss on what the assistant says.
+
+    uv run apps/sft.py                                       a tiny model on built-in chats; nothing is downloaded
+    uv run apps/sft.py --model Qwen/Qwen3-0.6B --data chats.jsonl --seq-len 4096 --out runs/mine
+    uv run apps/sft.py --model runs/pretrain/merged-200      go on from a model that apps/merge.py wrote
+
+Records hold `messages` (role and content, or from and value), `prompt` and `completion`, or `instruction` and `output`.
+It is apps/pretrain.py with chats for data, from the weights of --model. A run found in --out is continued.
+"""
+
+# Read it top to bottom: that is the order in which things happen.
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import request
+import tyro
+from chats import ChatConfig, chats
+from data import read_batches
+from decide import decide
+from decision import Decision
+from evaluate import evaluate
+from patience import MARGIN_S, START_S, expect_steps
+from preflight import start
+from report import Reporter
+from resume import Keeper, choose_checkpoint, load_run
+from step import (
+    accumulate_grads_,
+    hear_all,
+    rare_collections,
+    rebalance_,
+    scale_or_skip,
+    seed_all_,
+    take_rows,
+)
+from watch import forget_after, what_next
+
+from omni_data import Cursor, Packing
+from omni_mesh import MeshConfig, heed_signals, join_world, make_mesh, watch_stalls
+from omni_models import (
+    PRESETS,
+    fill_weights,
+    map_attention,
+    map_experts,
+    save_config,
+    use_attention,
+    use_experts,
+    use_kernels,
+)
+from omni_parallel import (
+    AdamWConfig,
+    apply_ep,
+    apply_ulysses,
+    grad_norm,
+    init_state,
+    recompute_blocks,
+    shard_fsdp,
+    update,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One run, as of apps/pretrain.py, and how its chats are read."""
+
+    run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config(
+        out=Path("runs/sft"), optim=AdamWConfig(lr=2e-5), packing=Packing(how="fit", long="right")
+    )
+    chat: ChatConfig = ChatConfig()
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """On how many ranks it runs."""
+        return self.run.mesh
+
+    @property
+    def max_restarts(self) -> int:
+        """How often they are started again."""
+        return self.run.max_restarts
+
+
+def main(asked: Config) -> None:
+    """Train as `asked`. Effect: joins the world, writes checkpoints and metrics below `asked.run.out`."""
+    # Decide. What will happen is known, and printed, before anything does.
+    config, run = with_weights(asked.run), decide_chats(asked)
+    with (
+        join_world(device=run.device, timeout_s=START_S + MARGIN_S) as world,
+        watch_stalls(world, START_S) as dog,
+        heed_signals() as requests,
+        Keeper(config, run.order, world, dog.allowing) as keeper,
+        rare_collections() as collect_at,
+    ):
+        found = choose_checkpoint(config.checkpoints(), world)
+
+        # Place. Each line takes the model and gives it back; each can be left out.
+        mesh = make_mesh(run.spec, device_type=run.device)
+        model = use_kernels(run.model, run.kernels, device_type=run.device)
+        model = use_attention(model, run.compute.attention)
+        model = use_experts(model, run.compute.experts)
+        model = apply_ulysses(model, mesh, run.plan, over=map_attention)
+        model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
+        model = recompute_blocks(model, run.plan)
+        model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
+        model = fill_weights(model, None if found else config.weights, seed=config.seed)
+        state, cursor, best = init_state(model, config.optim), Cursor(), None
+
+        # Resume. The mesh may differ from the one that was saved.
+        if found:
+            state, cursor, best = load_run(state, found)
+        saves = keeper.make_room(state, cursor)
+        if chief := world.rank == 0:
+            print(run.told(found, saves), flush=True)
+            run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
+            for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
+                forget_after(config.out / name, state.step)
+
+        # Train.
+        stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))
+        stop = min(config.steps, config.stop_after or config.steps)
+        first, due = state.step, False
+        begin = expect_steps(dog, mesh, config.timeout_s)
+        with closing(stream) as batches, Reporter(config, run, world, first=first, best=best) as report:
+            while state.step < stop and (due or not report.asked_to_leave):
+                begin(state.step)
+                seed_all_(config.seed, state.step, world.rank)
+                micro, cursor, data = take_rows(batches, run, mesh, world.device)
+                how = {"balance": run.balance, "sources": len(run.parts)}
+                metrics, loads = accumulate_grads_(model, micro, run.compute.loss, **how)
+                metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, data, world.device)}
+                scale = scale_or_skip(metrics, config.optim.max_norm)
+                state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
+                rebalance_(model, loads, run.rate, scale)
+                collect_at(state.step)
+
+                # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
+                report.note(state.step, metrics, loads, cursor=cursor, data=data)
+                keeper.poll()
+                if report.is_time_to_evaluate(state.step):
+                    report.note_eval(state.step, evaluate(model, config, run, mesh, beat=partial(dog.beat, state.step)))
+                due |= state.step % config.save_every == 0 or state.step == stop or report.is_asked()
+                if due and report.is_good():
+                    keeper.save(state, cursor, report.about(state.step))
+                    due = False
+                    report.skip_time()
+            report.check_end(saved=not due)
+            keeper.wait()
+        if chief:
+            print(what_next(config, state.step, trained=state.step - first), flush=True)
+
+
+def decide_chats(asked: Config) -> Decision:
+    """What `asked` means on machines like this one. Effect: as `decide`. Raises `ValueError` with all that is wrong."""
+    return decide(with_weights(asked.run), kind=chats(asked.chat))
+
+
+def with_weights(config: request.Config) -> request.Config:
+    """`config`, which starts from the weights of its model, unless that is a shape only, or others are named. Pure."""
+    own = None if config.model in PRESETS else config.model
+    return replace(config, weights=config.weights or own)
+
+
+if __name__ == "__main__":
+    start(main, decide_chats, Config, __doc__)
