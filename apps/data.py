@@ -19,6 +19,7 @@ from omni_data import (
     beginning,
     encode_document,
     fingerprint,
+    mapped,
     open_source,
     parse_weight,
     prefetch,
@@ -82,6 +83,8 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> t
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
     sources = [attempt(problems, kind.open, spec) for spec in specs]
     encode = attempt(problems, kind.encoder, tokenizer) if tokenizer else None
+    for source in filter(None, sources):
+        attempt(problems, mapped(source, encode or str).__getitem__, 0)
     keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")

@@ -1,0 +1,118 @@
+"""Finetuning on chats is plain transformers with the mask of the chat template, and reads as pretraining does."""
+
+import inspect
+import json
+from dataclasses import replace
+from difflib import ndiff
+from pathlib import Path
+
+import chats
+import merge
+import pretrain
+import pytest
+import sft
+import torch
+from chats import ChatConfig
+from chatting import asked_in, tune
+from ranks import Run
+from request import EvalConfig
+from torch.nn.functional import cross_entropy
+from training import SMALL, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from omni_data import conversation_of, read_tokenizer
+from omni_mesh import MeshConfig
+from omni_models import build_model, read_config
+from omni_parallel import AdamWConfig
+
+
+def plain_losses(asked: sft.Config, folder: Path) -> tuple[float, int]:
+    """The mean loss of all chats at the first weights, by transformers alone: its model, template and mask."""
+    ours = build_model(read_config(asked.run.model), seed=asked.run.seed)
+    model = AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32, attn_implementation="eager").eval()
+    model.load_state_dict(ours.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    losses = []
+    for line in Path(asked.run.eval.data[0]).read_text().splitlines():
+        messages = list(conversation_of(json.loads(line)).messages)
+        how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        encoded = tokenizer.apply_chat_template(messages, **how)
+        ids, mask = (torch.tensor(encoded[name])[: asked.run.seq_len] for name in ("input_ids", "assistant_masks"))
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        losses += cross_entropy(logits, torch.where(mask[1:] > 0, ids[1:], -100), reduction="none")[
+            mask[1:] > 0
+        ].tolist()
+    return sum(losses) / len(losses), len(losses)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(shard=1), MeshConfig(shard=2), MeshConfig(shard=1, sp=2)])
+def test_the_loss_is_of_what_the_assistant_says(mesh: MeshConfig, run: Run, tmp_path: Path) -> None:
+    asked = asked_in(tmp_path, mesh=mesh, optim=AdamWConfig(lr=1e-12), eval=EvalConfig(), steps=1)
+    asked = replace(asked, run=replace(asked.run, eval=EvalConfig(data=asked.run.data)))
+    (row,) = run(tune, mesh.shard * mesh.sp, asked)[0]
+    (told,) = [json.loads(line) for line in (asked.run.out / "eval.jsonl").read_text().splitlines()]
+    loss, targets = plain_losses(asked, asked.run.out / "model")
+    assert (told["loss"], told["targets"]) == (pytest.approx(loss, rel=1e-5), targets)
+    assert row["loss"] == pytest.approx(loss, rel=0.05), "a part of them, at the same weights"
+
+
+def test_workers_and_a_stop_change_no_bit(run: Run, tmp_path: Path) -> None:
+    asked = asked_in(tmp_path, steps=4)
+    whole = run(tune, 1, asked)[0]
+    split = replace(asked, run=replace(asked.run, out=tmp_path / "split"))
+    run(tune, 1, replace(split, run=replace(split.run, stop_after=2, workers=2)))
+    assert [row["loss"] for row in run(tune, 1, split)[0]] == [row["loss"] for row in whole]
+
+
+def test_it_starts_from_the_weights_of_its_model_and_leaves_its_template(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, steps=2, out=tmp_path / "pretrained")
+    run(train, 1, config)
+    merge.main(merge.Config(run=config.out, to=tmp_path / "merged"))
+    template = tmp_path / "own.jinja"
+    template.write_text(chats.PLAIN.replace("Assistant", "Helper").replace("capitalize", "upper"))
+    asked = asked_in(tmp_path, model=str(tmp_path / "merged"), tokenizer=None, chat=ChatConfig(template=template))
+    asked = replace(asked, run=replace(asked.run, eval=EvalConfig(data=asked.run.data), optim=AdamWConfig(lr=1e-12)))
+    run(tune, 1, asked)
+    told = json.loads((asked.run.out / "eval.jsonl").read_text().splitlines()[-1])
+    tokenizer = AutoTokenizer.from_pretrained(asked.run.out / "model")
+    assert tokenizer.chat_template == template.read_text()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    losses = []
+    for line in Path(asked.run.data[0]).read_text().splitlines():
+        messages = list(conversation_of(json.loads(line)).messages)
+        how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True, "return_tensors": "pt"}
+        encoded = tokenizer.apply_chat_template(messages, **how)
+        ids, mask = (encoded[name][:, : asked.run.seq_len] for name in ("input_ids", "assistant_masks"))
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        losses.append(cross_entropy(logits, ids[0, 1:], reduction="none")[mask[0, 1:] > 0])
+    assert told["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "no chat"}\n')
+    asked = asked_in(tmp_path, data=(str(tmp_path / "bad.jsonl"), "nowhere.jsonl"), steps=0)
+    with pytest.raises(ValueError) as caught:
+        sft.decide_chats(asked)
+    assert "steps=0" in str(caught.value) and "nowhere.jsonl: no such file" in str(caught.value)
+    for options in (("enable_thinking",), ("a=b",), ("=1",)):
+        with pytest.raises(ValueError, match="an option is name=value with a value in JSON"):
+            sft.decide_chats(replace(asked, chat=ChatConfig(options=options)))
+    with pytest.raises(ValueError, match=r"chat\.template .* cannot be read"):
+        sft.decide_chats(replace(asked, chat=ChatConfig(template=tmp_path / "none")))
+    bare = read_tokenizer("bytes").save(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"has no chat template: name a file that has one as --chat\.template"):
+        sft.decide_chats(asked_in(tmp_path, tokenizer=str(bare)))
+
+
+def test_the_first_chat_that_is_none_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "no chat"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1: .*text"):
+        sft.decide_chats(asked_in(tmp_path, data=(str(tmp_path / "bad.jsonl"),)))
+
+
+def test_both_scripts_are_the_same_but_for_how_they_begin() -> None:
+    ours, theirs = (inspect.getsource(main).splitlines() for main in (sft.main, pretrain.main))
+    differing = [line.strip() for line in ndiff(theirs, ours) if line[0] in "+-"]
+    assert len(differing) == 6, "\n".join(differing)  # The signature, what it says, and the line that decides.
