@@ -31,6 +31,32 @@ def rows_of(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+PRETRAIN = str(ROOT / "apps" / "pretrain.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d")
+TORCHRUN += ("--rdzv-endpoint", "localhost:0")
+
+
+@pytest.mark.parametrize("by", [(), TORCHRUN], ids=["launch", "torchrun"])
+def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kept(
+    by: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
+    asked = ["--shard", "2", "--seq-len", "64", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *by, PRETRAIN, *asked], check=False, capture_output=True, text=True, env=alone(), timeout=240
+    )
+    words = "error: the data has token id 999, but the model has embeddings for 272 only."
+    log = tmp_path / "run" / "errors.log"
+    assert f"{words}\nIt ended a run that was under way; the traceback is in {log}.\n" in done.stderr
+    assert "ValueError" not in done.stderr
+    assert ", in place\n" in log.read_text()
+    if by:
+        assert "exitcode  : 2 " in done.stderr
+    else:
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 2, "told once, and nothing else"
+
+
 def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
@@ -40,7 +66,7 @@ def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tell: Callable[[int
     out = tmp_path / "run"
     asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "apps" / "pretrain.py"), *asked],
+        [sys.executable, PRETRAIN, *asked],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
