@@ -9,11 +9,12 @@ from typing import Any
 from compute import choose_compute, choose_dtype, choose_gathered
 from data import Kind, find_other_orders, fix_order, open_held_out, open_parts, texts
 from decision import Decision
+from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
-from room import check_room, check_writable
+from room import check_room
 
-from omni_ckpt import mismatches, newest_whole, read_plain, refuse_none_whole, stored
+from omni_ckpt import mismatches, read_plain, stored
 from omni_mesh import planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
@@ -48,7 +49,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     problems: list[str] = []
     kind = kind or texts(config.field)
     device, dtype = choose_dtype(config)
-    attempt(problems, check_writable, config.out)
+    root = open_places(problems, config)
     ranks = ranks or attempt(problems, planned_ranks, config.mesh)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
     warmup = config.steps // 10 if config.warmup is None else config.warmup
@@ -79,10 +80,9 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
-    root = attempt(problems, config.checkpoints)
     found = attempt(problems, find_checkpoint, root) if root else None
-    if model and isinstance(root, Path) and root.is_dir():
-        attempt(problems, check_room, root, named_tensors(model), config.keep)
+    if model and isinstance(root, Path):
+        attempt(problems, check_room, root, named_tensors(model), config.retention(), flag_of_root(config))
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
     if found and model:
@@ -120,17 +120,6 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
     )
-
-
-def find_checkpoint(root: Path) -> Path | None:
-    """The checkpoint below `root` to go on from, if there are any. Effect: looks at the sizes of files.
-
-    Raises:
-        ValueError: if there are, and none is whole.
-    """
-    choice = newest_whole(root)
-    refuse_none_whole(root, choice)
-    return choice.path
 
 
 def check_counts(config: Config) -> None:

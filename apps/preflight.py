@@ -45,7 +45,7 @@ def attempt(problems: list[str], f: Callable[P, T], *args: P.args, **kwargs: P.k
 def refuse(problems: list[str]) -> None:
     """Raise one `ValueError` with all `problems`; nothing if there are none."""
     if problems:
-        told = [f"  - {problem}".replace("\n", "\n    ") for problem in problems]
+        told = [f"  - {problem}".replace("\n", "\n    ") for problem in dict.fromkeys(problems)]
         raise ValueError("this run cannot start:\n" + "\n".join(told))
 
 

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 import torch
 from ranks import Run
-from room import check_room, free_memory, group_memory
+from room import check_room, free_memory, group_memory, will_go
 from training import SMALL, train
 
-from omni_ckpt import latest, step_of
+from omni_ckpt import Retention, latest, save_dcp, step_dir, step_of
 from omni_mesh import MeshConfig
 
 ROOT = Path(__file__).parent.parent
@@ -118,8 +119,8 @@ def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"has [\d,.]+ GB free, and checkpoints will take 36,000,000\.0 GB: 12,000,000\.0"
     ):
-        check_room(tmp_path, huge, 2)
-    check_room(tmp_path, {"w": torch.empty(10)}, 2)
+        check_room(tmp_path, huge, Retention(2), "--out")
+    check_room(tmp_path, {"w": torch.empty(10)}, Retention(2), "--out")
 
 
 def test_what_a_killed_save_left_does_not_take_the_room_of_the_next(tmp_path: Path) -> None:
@@ -127,7 +128,32 @@ def test_what_a_killed_save_left_does_not_take_the_room_of_the_next(tmp_path: Pa
     half.mkdir()
     with (half / "__0_0.distcp").open("wb") as file:
         file.truncate(10**13)  # Without taking them: a file with a hole.
-    check_room(tmp_path, {"w": torch.empty(10**11, device="meta")}, 2)
+    check_room(tmp_path, {"w": torch.empty(10**11, device="meta")}, Retention(2), "--out")
+
+
+def test_only_what_will_be_deleted_makes_room(tmp_path: Path) -> None:
+    def leaving(**keep: int) -> list[int]:
+        return [step_of(path) for path in will_go(tmp_path, Retention(**keep))]
+
+    assert leaving() == []
+    for step in (4, 8, 12):
+        save_dcp({"w": torch.ones(1), "metrics": {"loss": float(step)}}, step_dir(tmp_path, step))
+    assert leaving(newest=2) == [4, 8, 12], "also the newest, once there are newer ones"
+    assert leaving(newest=2, every=8) == [4, 12]
+    assert leaving(newest=2, every=12) == [4, 8]
+    assert leaving(newest=2, best=1) == [8], "the newest may be one of the best"
+    (step_dir(tmp_path, 12) / "PINNED").touch()
+    assert leaving(newest=2) == [4, 8]
+    (step_dir(tmp_path, 4) / "PINNED").touch()
+    (step_dir(tmp_path, 8) / "MANIFEST.json").unlink()
+    assert leaving(newest=2) == [], "what is damaged is never deleted"
+    # A tensor of a third of the free disk: two more do not fit, and one would, if one that is there were deleted.
+    third = {"w": torch.empty(disk_usage(tmp_path).free * 2 // 3 // 12, device="meta")}
+    check_room(tmp_path, {}, Retention(1), "--save-to")
+    with pytest.raises(ValueError, match=r"--save-to .* GB free.*choose another --save-to"):
+        check_room(tmp_path, third, Retention(1), "--save-to")
+    (step_dir(tmp_path, 12) / "PINNED").unlink()
+    check_room(tmp_path, third, Retention(1), "--save-to")
 
 
 def test_memory_of_a_container_is_what_it_may_still_take(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"stop_after": 0}, 1, "stop_after=0 must be at least 1"),
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
+        ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
+        ({"save_to": "file:///proc/nope"}, 1, "nothing can be written into --save-to file:///proc/nope"),
+        ({"save_to": "memory://run"}, 1, "--save-to memory://run is the memory of this process, and checkpoints would"),
+        ({"out": Path("s3://bucket/run")}, 1, "a run needs a directory, for its metrics and its lock. Give its"),
+        ({"out": Path("s3://bucket/run")}, 1, "checkpoints alone to storage: --save-to s3://bucket/run"),
         ({"save_every": 0}, 1, "save_every=0 must be at least 1"),
         ({"keep": 0}, 1, "keep=0 must be at least 1"),
         ({"steps": 0}, 1, "steps=0 must be at least 1"),
@@ -125,6 +130,12 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], ranks: int, part: str) -> None:
     config = replace(SMALL, mesh=MeshConfig(shard=ranks), **changes)  # pyright: ignore[reportArgumentType]
     assert part in complaint(config, ranks)
+
+
+def test_where_checkpoints_go_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    for to in (str(tmp_path / "disk"), f"file://{tmp_path}/storage"):
+        decide(replace(SMALL, out=tmp_path / "run", save_to=to), 1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "run", "storage"]
 
 
 def test_a_record_without_the_field_is_refused_by_file_line_and_keys(tmp_path: Path) -> None:
