@@ -86,8 +86,15 @@ def find_checkpoint(root: Path) -> Path | None:
     """The checkpoint below `root` to go on from, if there are any. Effect: looks at the sizes of files.
 
     Raises:
-        ValueError: if there are, and none is whole.
+        ValueError: if there are, and none is whole; or if there were, and all were set aside as damaged.
     """
     choice = newest_whole(root)
     refuse_none_whole(root, choice)
+    aside = sorted(path.name for path in root.glob("step-*.damaged*")) if choice.path is None else []
+    if aside:
+        raise ValueError(
+            f"no checkpoint of {root} is whole: there is nothing but {', '.join(aside)}, found damaged before, "
+            "so nothing can go on from it.\nRestore one of them, under its name without .damaged, or start anew in "
+            "another directory."
+        )
     return choice.path

@@ -107,6 +107,15 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_every_reason(run: Run,
     assert saved(config.out) == [2, 4], "nothing is renamed or deleted"
 
 
+@pytest.mark.parametrize("url", ["", "file://"])
+def test_a_place_where_all_were_set_aside_as_damaged_is_no_place_to_start_anew(url: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run", save_to=f"{url}{tmp_path}/kept")
+    decide(config, 2)
+    (tmp_path / "kept" / "step-00000004.damaged").mkdir()
+    with pytest.raises(ValueError, match=r"nothing but step-00000004\.damaged(.|\n)*start anew in another directory"):
+        decide(config, 2)
+
+
 def test_a_checkpoint_says_what_a_person_wants_to_know_and_no_secret(run: Run, tmp_path: Path) -> None:
     config = replace(config_in(tmp_path / "run"), steps=2, data=("builtin",))
     rows = run(train, 2, config)[0]
