@@ -89,7 +89,8 @@ def main(config: Config) -> None:
             print(run.told(found, saves), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
             for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
-                forget_after(config.out / name, state.step)
+                if told := forget_after(config.out / name, state.step):
+                    print(told, flush=True)
 
         # Train.
         stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))

@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +147,28 @@ def check_skips(step: int, lost: Sequence[str], skips: int, most: int, *, replay
         )
 
 
-def forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> str:
     """Drop the rows of `path` after `step`, which a resumed run is about to write again, and what a kill cut short.
 
-    Effect: replaces the file in one rename.
+    Of a run that starts anew, at step 0, the rows are those of another, which nobody writes again: they stay, in a file
+    of another name. Effect: renames the file, or replaces it in one rename.
+
+    Returns:
+        What became of rows, in words; nothing if there were none.
     """
-    if path.exists():
-        kept = path.with_suffix(".tmp")
-        kept.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if _is_until(line, step)))
-        kept.rename(path)
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not step:
+        names = (path.with_stem(f"{path.stem}-{n}") for n in count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        return f"{path} has rows of a run that left no checkpoint, and this one starts anew: they are kept in {aside}."
+    kept = [line for line in lines if _is_until(line, step)]
+    if len(kept) == len(lines):
+        return ""
+    part = path.with_suffix(".tmp")
+    part.write_text("".join(f"{line}\n" for line in kept))
+    part.rename(path)
+    return f"{path} has rows after step {step}, {len(lines) - len(kept)} of them: they go, and are written again."
 
 
 def append_row(path: Path, row: Row) -> None:
