@@ -52,9 +52,8 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     root = open_places(problems, config)
     ranks = ranks or attempt(problems, planned_ranks, config.mesh)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
-    warmup = config.steps // 10 if config.warmup is None else config.warmup
     peak = config.optim.lr
-    schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
+    schedule = attempt(problems, warmup_cosine, peak, config.warmup_steps(), config.steps, final=peak / 10)
     attempt(problems, check_optim, config.optim)
     attempt(problems, check_counts, config)
     model_config = attempt(problems, read_config, config.model)

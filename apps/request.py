@@ -140,6 +140,10 @@ class Config:
         """
         return as_place(self.save_to or self.out)
 
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return self.steps // 10 if self.warmup is None else self.warmup
+
     def retention(self) -> Retention:
         """Which checkpoints stay."""
         loss = "eval_loss" if self.eval.data else "loss"

@@ -65,8 +65,9 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     return choice.path
 
 
-def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Any]:
-    """The state, the place in the data and the best loss that checkpoint `found` has, whatever mesh wrote it.
+def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Mapping[str, Any]]:
+    """The state and the place in the data that checkpoint `found` has, whatever mesh wrote it, and what it says of its
+    run.
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
     """
@@ -76,7 +77,7 @@ def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Any]:
     tree = {"state": state_tree(state), **{name: plain[name] for name in plain if name != "state"}}
     state = restore_state(state, load_dcp(tree, found, check=False)["state"])
     cursor = name_positions(cursor_from_json(plain["cursor"]), plain["order"])
-    return state, cursor, about.get("best")
+    return state, cursor, about
 
 
 class Keeper:
