@@ -59,7 +59,8 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     refuse_none_whole(out, choice)
     for path, aside in set_aside(choice).items():
         if world.rank == 0:
-            print(f"DAMAGED: {'; '.join(choice.damaged[path][:3])}. It is kept as {aside}.", flush=True)
+            why = "; ".join(problem.removesuffix(".") for problem in choice.damaged[path][:3])
+            print(f"DAMAGED: {why}. It is kept as {aside}.", flush=True)
     if world.rank == 0:
         print(f"DAMAGED: the run goes on from {choice.path}, the newest that is whole.", flush=True)
     return choice.path

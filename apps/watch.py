@@ -14,6 +14,8 @@ from redact import without_secrets
 from request import Config
 from torch import Tensor
 
+from omni_ckpt import latest
+
 Row = Mapping[str, Any]
 
 
@@ -137,14 +139,21 @@ def skip_line(step: int, lost: Sequence[str], skips: int, most: int) -> str:
     return f"step {step} is SKIPPED: {' and '.join(lost)}. Nothing was changed ({skips} in a row; {most} stop the run)."
 
 
-def check_skips(step: int, lost: Sequence[str], skips: int, most: int, *, replay: str, cursor: Path) -> None:
-    """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Pure."""
-    if skips >= most:
+def check_skips(step: int, lost: Sequence[str], skips: int, config: Config, *, replay: str, cursor: Path) -> None:
+    """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Effect: reads, to say what
+    there is to go on from."""
+    if skips >= config.max_skips:
         raise FloatingPointError(
-            f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips {most}. "
-            "Nothing of them is saved: the last checkpoint stands. Continue from it with a lower --optim.lr, or look "
-            f"at the data, whose place is in {cursor}. To see the step again: {replay}"
+            f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips "
+            f"{config.max_skips}. Nothing of them is saved: {what_stands(config)}. Go on from there with a lower "
+            f"--optim.lr, or look at the data, whose place is in {cursor}. To see the step again: {replay}"
         )
+
+
+def what_stands(config: Config) -> str:
+    """What the next run of `config` has to go on from, in words. Effect: looks for checkpoints."""
+    newest = latest(config.checkpoints())
+    return f"{newest} stands" if newest else "no checkpoint is complete yet, so the next run starts anew"
 
 
 def forget_after(path: Path, step: int) -> str:
