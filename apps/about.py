@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from decision import Decision
+from limits import flat_values
 from redact import plain_values
 from request import Config
 
@@ -80,18 +81,6 @@ def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[
 def _word(value: Any) -> str:
     """A value as it is given to a flag."""
     return "left out" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`values`, of which those inside of others have names with dots, as flags have. Pure.
-
-    >>> flat_values({"steps": 3, "optim": {"lr": 0.1}})
-    {'steps': 3, 'optim.lr': 0.1}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def check_about(about: Mapping[str, Any], path: Path) -> None:

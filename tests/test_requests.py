@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from math import inf, nan
 from pathlib import Path
 
 import pytest
 from decide import cut_rows, decide
+from limits import LIMITS, check_numbers, flat_values
 from ranks import Run
-from request import Config
+from request import Config, MixConfig
 from training import SMALL, train, write_family
 from watch import what_next
 
+from omni_data import Packing
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import RecomputeConfig
@@ -111,8 +114,8 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"batch": 10}, 4, "batch=10 rows do not divide among 4 ranks: use a multiple of 4"),
         ({"micro": 5}, 1, "micro=5 does not divide the 12 rows of each rank in batch=12"),
         ({"virtual_shards": 7}, 2, "virtual_shards=7 do not divide among 2 ranks: use 8"),
-        ({"seq_len": 1}, 1, "seq_len=1 must be at least 2"),
-        ({"stop_after": 0}, 1, "stop_after=0 must be at least 1"),
+        ({"seq_len": 1}, 1, "--seq-len 1 must be at least 2"),
+        ({"stop_after": 0}, 1, "--stop-after 0 must be at least 1"),
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
         ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
@@ -120,9 +123,9 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"save_to": "memory://run"}, 1, "--save-to memory://run is the memory of this process, and checkpoints would"),
         ({"out": Path("s3://bucket/run")}, 1, "a run needs a directory, for its metrics and its lock. Give its"),
         ({"out": Path("s3://bucket/run")}, 1, "checkpoints alone to storage: --save-to s3://bucket/run"),
-        ({"save_every": 0}, 1, "save_every=0 must be at least 1"),
-        ({"keep": 0}, 1, "keep=0 must be at least 1"),
-        ({"steps": 0}, 1, "steps=0 must be at least 1"),
+        ({"save_every": 0}, 1, "--save-every 0 must be at least 1"),
+        ({"keep": 0}, 1, "--keep 0 must be at least 1"),
+        ({"steps": 0}, 1, "--steps 0 must be at least 1"),
         ({"recompute": RecomputeConfig(-2)}, 1, "recompute every=-2"),
         ({"weights": "nowhere"}, 1, "no directory 'nowhere'"),
     ],
@@ -130,6 +133,51 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], ranks: int, part: str) -> None:
     config = replace(SMALL, mesh=MeshConfig(shard=ranks), **changes)  # pyright: ignore[reportArgumentType]
     assert part in complaint(config, ranks)
+
+
+ODD = {
+    "lr": ("inf", "nan", "-1", "-inf"),
+    "betas": ("nan", "1.0", "-0.1", "inf"),
+    "eps": ("0", "inf", "nan"),
+    "weight_decay": ("inf", "nan", "-0.1"),
+    "max_norm": ("nan", "0", "-inf"),
+}
+
+
+def test_no_number_that_is_not_finite_or_out_of_range_is_accepted_and_each_is_told_by_its_flag() -> None:
+    for flag, values in ODD.items():
+        for value in map(float, values):
+            given = (0.9, value) if flag == "betas" else value
+            message = complaint(replace(SMALL, optim=replace(SMALL.optim, **{flag: given})))
+            assert f"--optim.{flag.replace('_', '-')} {value} must be " in message
+    message = complaint(
+        replace(
+            SMALL,
+            **{
+                "optim": replace(SMALL.optim, lr=inf, eps=nan),
+                "timeout_s": inf,
+                "seed": -1,
+                "packing": Packing(max_len=0),
+            },
+            **{"mix": MixConfig(weights=("inf",)), "balance": BalanceConfig(loss=nan, rate=inf)},
+        )
+    )
+    for part in (
+        "--optim.lr inf must be a finite number",
+        "--optim.eps nan must be a finite number",
+        "--timeout-s inf must be a finite number",
+        "--seed -1 must be at least 0",
+        "--packing.max-len 0 must be at least 1",
+        "--balance.loss nan must be a finite number",
+        "--balance.rate inf must be a finite number",
+        "weight inf must be numbers that are not negative",
+    ):
+        assert part in message
+    check_numbers(replace(SMALL, optim=replace(SMALL.optim, max_norm=inf, lr=0.0, betas=(0.0, 0.0))))
+
+
+def test_every_limit_is_of_a_setting() -> None:
+    assert LIMITS.keys() <= flat_values(asdict(Config())).keys()
 
 
 def test_where_checkpoints_go_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
