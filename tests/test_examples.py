@@ -102,6 +102,19 @@ def parse(file: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> No
         assert left.code == 0 and "--help" in words, capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(ROOT.glob("apps/*.py")) if "uv run" in p.read_text().split('"""')[1]], ids=name
+)
+def test_examples_of_a_manual_stay_on_lines_of_their_own(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load(path)
+    with pytest.raises(SystemExit):
+        tyro.cli(module.Config, args=["--help"], description=module.__doc__)
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line.strip() for line in (module.__doc__ or "").splitlines() if COMMAND.search(line)]
+    assert examples
+    assert not [example for example in examples if example not in shown]
+
+
 def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec and spec.loader
