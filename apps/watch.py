@@ -3,8 +3,10 @@
 import json
 import math
 import resource
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from request import Config
 from torch import Tensor
 
 from omni_ckpt import latest
+from omni_mesh import MeshConfig
 
 Row = Mapping[str, Any]
 
@@ -202,10 +205,18 @@ def what_next(config: Config, step: int, *, trained: int) -> str:
                 f"  go on      {'the same command again' if step < steps else longer}",
                 f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
                 f'  generate   uv run apps/infer.py {merged} --prompt "The "',
-                "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
+                f"  your data  uv run apps/pretrain.py {like(config)}--data my.jsonl --out runs/mine",
             )
         )
     )
+
+
+def like(config: Config) -> str:
+    """The flags that make another run one of the same model, on the same mesh, as they are typed, and a space. Pure."""
+    mesh = {axis: size for axis, size in asdict(config.mesh).items() if size != getattr(MeshConfig(), axis)}
+    kinds = {name: getattr(config, name) for name in ("model", "weights", "tokenizer", "seq_len")}
+    own = {name: value for name, value in kinds.items() if value != getattr(Config(), name)}
+    return "".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))} " for name, value in (own | mesh).items())
 
 
 def _is_until(line: str, step: int) -> bool:

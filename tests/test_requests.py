@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, replace
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from decide import cut_rows, decide
@@ -301,6 +302,19 @@ def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Pa
     recompute = RecomputeConfig(every=1, keep="attention")
     assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)
     decide(replace(SMALL, attention="eager", out=tmp_path, recompute=replace(recompute, keep="matmuls")), 1)
+
+
+def test_the_hint_at_your_data_keeps_the_model_its_tokenizer_and_the_mesh() -> None:
+    def hint(**asked: Any) -> str:
+        return what_next(replace(Config(), **asked), 200, trained=1).splitlines()[-1].split("pretrain.py ")[1]
+
+    assert hint() == "--data my.jsonl --out runs/mine"
+    assert hint(model="qwen3-0.6b", tokenizer="Qwen/Qwen3-0.6B", mesh=MeshConfig(shard=2, sp=2)) == (
+        "--model qwen3-0.6b --tokenizer Qwen/Qwen3-0.6B --shard 2 --sp 2 --data my.jsonl --out runs/mine"
+    )
+    assert hint(model="my models/x", weights="w", seq_len=64).startswith(
+        "--model 'my models/x' --weights w --seq-len 64"
+    )
 
 
 def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:
