@@ -13,7 +13,7 @@ from typing import Never, ParamSpec, Protocol, TypeVar
 import tyro
 from redact import without_secrets
 
-from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks
+from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,12 +59,24 @@ def start(main: Callable[[C], None], decide: Callable[[C], object], config_type:
     ignore_saves()
     sys.excepthook = _tell_failure
     config = tyro.cli(config_type, description=manual)
+    _told(check_restarts, config)
     _told(decide, config)
     ranks, restarts = planned_ranks(config.mesh), config.max_restarts
     try:
         launch(main, config, ranks=ranks, max_restarts=restarts, censor=without_secrets)
     except ValueError as problem:
         _tell(f"{problem}\n{keep_trace(problem, config.out)}")
+
+
+def check_restarts(config: HasMesh) -> None:
+    """Raises `ValueError` if ranks are to be started again by somebody who did not start them. Effect: reads the
+    environment."""
+    if config.max_restarts and world_size() is not None:
+        raise ValueError(
+            f"--max-restarts {config.max_restarts} is for ranks that this command starts, and this process is a rank "
+            "already. Under torchrun give it to torchrun. Under srun leave it out and let Slurm start the job again "
+            "(sbatch --requeue): it goes on from the newest checkpoint."
+        )
 
 
 def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:

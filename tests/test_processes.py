@@ -86,6 +86,66 @@ def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tell: Callable[[int
     assert f"stands at step {step_of(found)}" in told
 
 
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def start_under_torchrun(out: Path) -> subprocess.Popen[str]:
+    """Two ranks of an endless run, which has done three steps."""
+    asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, PRETRAIN, *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=alone() | {"OMP_NUM_THREADS": "1"},
+    )
+    read_until(process, " 3/100000")
+    return process
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdout is not None
+    while words not in (line := process.stdout.readline()):
+        assert line or process.poll() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the ranks of torchrun")
+def test_ranks_of_torchrun_save_and_go_on_or_leave_with_0_if_one_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start_under_torchrun(out)
+    ranks = children_of(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGUSR1)
+    until = time.monotonic() + 60
+    while latest(out) is None:
+        assert time.monotonic() < until
+        read_until(process, "step")
+    first = latest(out)
+    assert first is not None
+    for _ in range(2):
+        read_until(process, "/100000")
+    os.kill(ranks[1], signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    last = latest(out)
+    assert last is not None
+    assert process.returncode == 0
+    assert step_of(first) < step_of(last) == rows_of(out)[-1]["step"]
+    assert f"stands at step {step_of(last)}" in told
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the ranks of torchrun")
+def test_torchrun_that_is_told_to_leave_fails_though_its_ranks_have_saved(tmp_path: Path) -> None:
+    """As docs/reliability.md says: torch's own launcher has its own code for this."""
+    out = tmp_path / "run"
+    process = start_under_torchrun(out)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = latest(out)
+    assert last is not None
+    assert (process.returncode, step_of(last)) == (1, rows_of(out)[-1]["step"])
+
+
 def test_a_run_that_torchrun_starts_again_is_the_unbroken_run(run: Run, tmp_path: Path) -> None:
     command = [
         "--nproc-per-node",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from decide import cut_rows, decide
 from limits import LIMITS, check_numbers, flat_values
+from preflight import check_restarts
 from ranks import Run
 from request import Config, MixConfig
 from training import SMALL, train, write_family
@@ -302,6 +303,29 @@ def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Pa
     recompute = RecomputeConfig(every=1, keep="attention")
     assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)
     decide(replace(SMALL, attention="eager", out=tmp_path, recompute=replace(recompute, keep="matmuls")), 1)
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_ranks_that_another_started_are_not_promised_to_be_started_again(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    again = replace(SMALL, max_restarts=2)
+    check_restarts(again)
+    names = {
+        "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    }
+    for name, value in zip(names[by], "121", strict=True):
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "1")
+    check_restarts(SMALL)
+    with pytest.raises(
+        ValueError, match=r"--max-restarts 2 is for ranks that this command starts(.|\n)*give it to torchrun"
+    ):
+        check_restarts(again)
 
 
 def test_the_hint_at_your_data_keeps_the_model_its_tokenizer_and_the_mesh() -> None:
