@@ -8,7 +8,9 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any
 
+import infer
 import pytest
+import tyro
 from decide import cut_rows, decide
 from limits import LIMITS, check_numbers, flat_values
 from preflight import check_restarts
@@ -17,9 +19,9 @@ from request import Config, MixConfig
 from training import SMALL, train, write_family
 from watch import what_next
 
-from omni_data import Packing
+from omni_data import Packing, read_tokenizer
 from omni_mesh import MeshConfig
-from omni_models import BalanceConfig
+from omni_models import BalanceConfig, build_model, read_config
 from omni_parallel import RecomputeConfig
 
 PRETRAIN = Path(__file__).parent.parent / "apps" / "pretrain.py"
@@ -214,8 +216,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused_before_anything_is_built(tmp_path: Path) -> None:
-    from omni_models import build_model, read_config
-
     build_model(read_config(write_family("llama", tmp_path))).save_pretrained(tmp_path / "hf")
     message = complaint(replace(SMALL, weights=str(tmp_path / "hf")))
     assert "these weights are not those of this model" in message
@@ -257,6 +257,34 @@ def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_tr
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        ("--stesp", "--steps"),
+        ("--shrad", "--shard"),
+        ("--optim.lrr", "--optim.lr"),
+        ("--mix.epoch", "--mix.epochs"),
+        ("--packing.cost.sqare", "--packing.cost.square"),
+        ("--recompute.evry", "--recompute.every"),
+    ],
+)
+def test_an_unknown_flag_of_any_depth_is_an_error_with_the_nearest(
+    asked: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        tyro.cli(Config, args=[asked, "3"])
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert asked in told and f"{nearest} " in told
+
+
+def test_a_number_with_an_exponent_is_a_float_and_a_count_is_none() -> None:
+    assert tyro.cli(Config, args=["--optim.lr", "1e-5"]).optim.lr == 1e-5
+    assert isinstance(tyro.cli(Config, args=["--optim.lr", "1"]).optim.lr, float)
+    with pytest.raises(SystemExit):
+        tyro.cli(Config, args=["--steps", "1e3"])
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8, 16, 64, 1000])
 def test_any_number_of_ranks_can_share_a_step_that_nobody_sized(ranks: int) -> None:
     batch, micro, virtual_shards = cut_rows(Config(), {}, ranks)
@@ -291,6 +319,30 @@ def test_code_of_a_model_directory_is_never_run(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass C: pass\n")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}))
     assert str(tmp_path) in complaint(replace(SMALL, model=str(tmp_path), tokenizer="bytes"))
+    assert not canary.exists()
+
+
+def test_code_beside_a_model_that_is_known_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a known kind that trains and answers, whose directory names code for each of its parts."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    directory, canary = Path(write_family("llama", tmp_path)), tmp_path / "canary"
+    classes = {"AutoConfig": "C", "AutoModel": "M", "AutoModelForCausalLM": "M", "AutoTokenizer": "T"}
+    (directory / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w')\n"
+        "from transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
+    )
+    code = {"auto_map": {part: f"evil.{name}" for part, name in classes.items()}}
+    read_tokenizer("bytes").save(directory)
+    build_model(read_config(str(directory))).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(directory / "model.safetensors")
+    for name, fields in (
+        ("config.json", code),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}),
+    ):
+        path = directory / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    decide(replace(SMALL, model=str(directory), weights=str(directory), out=tmp_path / "run"), 1)
+    infer.main(infer.Config(str(directory), tokens=1))
     assert not canary.exists()
 
 
