@@ -33,7 +33,7 @@ from step import (
     seed_all_,
     take_rows,
 )
-from watch import forget_after, what_next
+from watch import forget_rows, what_next
 
 from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
@@ -89,9 +89,7 @@ def main(config: Config) -> None:
         if chief := world.rank == 0:
             print(run.told(found, saves, changed_settings(about, config, settle(config, run))), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
-            for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
-                if told := forget_after(config.out / name, state.step):
-                    print(told, flush=True)
+            forget_rows(config.out, state.step)
 
         # Train.
         stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))

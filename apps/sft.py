@@ -37,7 +37,7 @@ from step import (
     seed_all_,
     take_rows,
 )
-from watch import forget_after, what_next
+from watch import forget_rows, what_next
 
 from omni_data import Cursor, Packing
 from omni_mesh import MeshConfig, heed_signals, join_world, make_mesh, watch_stalls
@@ -82,6 +82,11 @@ class Config:
         """How often they are started again."""
         return self.run.max_restarts
 
+    @property
+    def out(self) -> Path:
+        """Where it is."""
+        return self.run.out
+
 
 def main(asked: Config) -> None:
     """Train as `asked`. Effect: joins the world, writes checkpoints and metrics below `asked.run.out`."""
@@ -115,9 +120,7 @@ def main(asked: Config) -> None:
         if chief := world.rank == 0:
             print(run.told(found, saves, changed_settings(about, config, settle(config, run))), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
-            for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
-                if told := forget_after(config.out / name, state.step):
-                    print(told, flush=True)
+            forget_rows(config.out, state.step)
 
         # Train.
         stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))
@@ -150,7 +153,7 @@ def main(asked: Config) -> None:
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config, state.step, trained=state.step - first), flush=True)
+            print(what_next(config, state.step, trained=state.step - first, app="sft"), flush=True)
 
 
 def decide_chats(asked: Config) -> Decision:

@@ -159,6 +159,13 @@ def what_stands(config: Config) -> str:
     return f"{newest} stands" if newest else "no checkpoint is complete yet, so the next run starts anew"
 
 
+def forget_rows(out: Path, step: int) -> None:
+    """Make the rows in `out` end with `step`. Effect: as `forget_after`, for each file of rows; prints what it did."""
+    for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
+        if told := forget_after(out / name, step):
+            print(told, flush=True)
+
+
 def forget_after(path: Path, step: int) -> str:
     """Drop the rows of `path` after `step`, which a resumed run is about to write again, and what a kill cut short.
 
@@ -189,8 +196,8 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def what_next(config: Config, step: int, *, trained: int) -> str:
-    """What to type after a run that trained some steps and stands at `step`; not the secrets of it. Pure."""
+def what_next(config: Config, step: int, *, trained: int, app: str = "pretrain") -> str:
+    """What to type after a run of `app` that trained some steps and stands at `step`; not the secrets of it. Pure."""
     out, steps = config.out, config.steps
     kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
@@ -205,7 +212,7 @@ def what_next(config: Config, step: int, *, trained: int) -> str:
                 f"  go on      {'the same command again' if step < steps else longer}",
                 f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
                 f'  generate   uv run apps/infer.py {merged} --prompt "The "',
-                f"  your data  uv run apps/pretrain.py {like(config)}--data my.jsonl --out runs/mine",
+                f"  your data  uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine",
             )
         )
     )
