@@ -132,6 +132,6 @@ def test_what_is_wrong_with_it_is_told_with_everything_else(tmp_path: Path) -> N
         "eval.data: nowhere.jsonl: no such file",
         "--eval.every 0 must be",
         "--eval.documents 0 must be",
-        "steps=0",
+        "--steps 0 must be",
     ):
         assert part in told
