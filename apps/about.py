@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from decision import Decision
+from limits import flat_values
 from redact import plain_values
 from request import Config
 
@@ -36,42 +37,50 @@ def tell_about(
         "random": {"seed": config.seed, "key": ["seed", "step", "rank"]},
         "mesh": dict(run.spec.base),
         "config": plain_values(asdict(config)),
+        "settled": settle(config, run),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+
+
+def settle(config: Config, run: Decision) -> dict[str, Any]:
+    """Settings that may be left open, as they were decided. Pure."""
+    dtype = str(run.dtype).removeprefix("torch.")
+    return {"batch": run.batch, "warmup": config.warmup_steps(), "dtype": dtype}
 
 
 _FREE: Final = (
     *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
     *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "set_rows_aside"),
-    *("recompute", "batch", "virtual_shards", "data", "weights", "tokenizer", "eval"),
+    *("recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad", "mix.changed"),
+    "eval",
 )
-"""Settings that change no numbers, or of which `decide` says what becomes of them."""
+"""Settings that change no numbers, or that `decide` refuses to change."""
 
 
-def changed_settings(about: Mapping[str, Any], config: Config) -> list[str]:
-    """Settings of `config` that change numbers and are not those of the run that wrote `about`, in words. Pure.
+def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[str, Any]) -> list[str]:
+    """Settings that change numbers and are not those of the run that wrote `about`, in words. Pure.
 
     A checkpoint has parameters and moments. Everything else, down to learning rate, betas and weight decay, is what the
     command line says now.
+
+    Args:
+        about: of a checkpoint.
+        config: what is asked for now.
+        settled: what is decided where it is left open; compared if `about` has it, too.
     """
-    before, now = flat_values(about.get("config", {})), flat_values(plain_values(asdict(config)))
+    known = about.get("settled", {})
+    before = flat_values(about.get("config", {})) | known
+    now = flat_values(plain_values(asdict(config))) | {name: settled[name] for name in settled if name in known}
     return [
-        f"--{name} was {before[name]} and is {value}"
+        f"--{name.replace('_', '-')} {_word(before[name])} -> {_word(value)}"
         for name, value in now.items()
-        if name.split(".")[0] not in _FREE and name in before and before[name] != value
+        if not {name, name.split(".")[0]} & {*_FREE} and name in before and before[name] != value
     ]
 
 
-def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`values`, of which those inside of others have names with dots, as flags have. Pure.
-
-    >>> flat_values({"steps": 3, "optim": {"lr": 0.1}})
-    {'steps': 3, 'optim.lr': 0.1}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+def _word(value: Any) -> str:
+    """A value as it is given to a flag."""
+    return "left out" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def check_about(about: Mapping[str, Any], path: Path) -> None:

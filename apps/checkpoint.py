@@ -1,8 +1,8 @@
 """Look at a checkpoint, or at all of a run: reads files, loads and runs nothing, needs no GPU.
 
-uv run apps/checkpoint.py verify runs/pretrain                     is every file what was written?
-uv run apps/checkpoint.py inspect runs/pretrain/step-00000100      what is in it, and which run wrote it?
-uv run apps/checkpoint.py inspect runs/pretrain --json             a JSON object a line
+    uv run apps/checkpoint.py verify runs/pretrain                     is every file what was written?
+    uv run apps/checkpoint.py inspect runs/pretrain/step-00000100      what is in it, and which run wrote it?
+    uv run apps/checkpoint.py inspect runs/pretrain --json             a JSON object a line
 
 Exits with 0 if all are whole, with 1 if one is not. `verify` reads every file; `inspect` looks at their sizes.
 """

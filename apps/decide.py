@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from math import lcm
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from compute import choose_compute, choose_dtype, choose_gathered
 from data import Kind, find_other_orders, fix_order, open_held_out, open_parts, texts
 from decision import Decision
+from limits import check_numbers
+from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
-from room import check_room, check_writable
+from room import check_room
 
-from omni_ckpt import mismatches, newest_whole, read_plain, refuse_none_whole, stored
+from omni_ckpt import mismatches, read_plain, stored
+from omni_data.mix import mix_problems
 from omni_mesh import planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
@@ -27,7 +29,6 @@ from omni_models import (
     unsupported,
 )
 from omni_parallel import (
-    check_optim,
     named_tensors,
     plan_parallel,
     warmup_cosine,
@@ -48,14 +49,12 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     problems: list[str] = []
     kind = kind or texts(config.field)
     device, dtype = choose_dtype(config)
-    attempt(problems, check_writable, config.out)
+    root = open_places(problems, config)
     ranks = ranks or attempt(problems, planned_ranks, config.mesh)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
-    warmup = config.steps // 10 if config.warmup is None else config.warmup
     peak = config.optim.lr
-    schedule = attempt(problems, warmup_cosine, peak, warmup, config.steps, final=peak / 10)
-    attempt(problems, check_optim, config.optim)
-    attempt(problems, check_counts, config)
+    schedule = attempt(problems, warmup_cosine, peak, config.warmup_steps(), config.steps, final=peak / 10)
+    attempt(problems, check_numbers, config)
     model_config = attempt(problems, read_config, config.model)
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = attempt(problems, describe, model) if model else None
@@ -69,6 +68,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     own = "bytes" if config.model in PRESETS else config.model if model else None
     tokenizer = attempt(problems, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
     parts = attempt(problems, open_parts, config, kind, tokenizer)
+    problems += mix_problems(parts) if parts else []
     held_out = attempt(problems, open_held_out, config, kind, tokenizer)
     compute = None
     if model and facts:
@@ -79,10 +79,9 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "
             f"{facts.vocab_size}: choose the tokenizer that belongs to the model."
         )
-    root = attempt(problems, config.checkpoints)
     found = attempt(problems, find_checkpoint, root) if root else None
-    if model and isinstance(root, Path) and root.is_dir():
-        attempt(problems, check_room, root, named_tensors(model), config.keep)
+    if model and isinstance(root, Path):
+        attempt(problems, check_room, root, named_tensors(model), config.retention(), flag_of_root(config))
     if model and config.weights and not found:
         attempt(problems, plan_weights, model, config.weights)
     if found and model:
@@ -120,43 +119,6 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
     )
-
-
-def find_checkpoint(root: Path) -> Path | None:
-    """The checkpoint below `root` to go on from, if there are any. Effect: looks at the sizes of files.
-
-    Raises:
-        ValueError: if there are, and none is whole.
-    """
-    choice = newest_whole(root)
-    refuse_none_whole(root, choice)
-    return choice.path
-
-
-def check_counts(config: Config) -> None:
-    """Raises `ValueError` if something that is counted is too small, with all of it. Pure."""
-    least = {
-        "seq_len": 2,
-        "steps": 1,
-        "stop_after": 1,
-        "save_every": 1,
-        "keep": 1,
-        "keep_every": 1,
-        "keep_best": 0,
-        "max_skips": 1,
-        "max_restarts": 0,
-        "timeout_s": 1,
-        "max_bad": 0,
-        "workers": 0,
-        "eval.every": 1,
-        "eval.documents": 1,
-    }
-    if problems := [
-        f"{name}={value} must be at least {bound}."
-        for name, bound in least.items()
-        if (value := attrgetter(name)(config)) is not None and value < bound
-    ]:
-        raise ValueError("\n".join(problems))
 
 
 def kept_order(found: Path) -> dict[str, Any]:

@@ -48,8 +48,9 @@ class Decision:
     found: Path | None
     """The checkpoint to continue."""
 
-    def told(self, found: Path | None = None, saves: str = "") -> str:
-        """The decisions in words, a line each, with the checkpoint that was `found` whole and how others are saved."""
+    def told(self, found: Path | None = None, saves: str = "", changed: Sequence[str] = ()) -> str:
+        """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, and
+        which settings are not those of the run that it is of."""
         how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         kept = len(self.plan.blocks) - len(self.plan.recompute)
@@ -70,6 +71,7 @@ class Decision:
                 *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
                 ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
                 ("start", f"continues {found}" if found else self.start),
+                *((("changed", ", ".join(changed)),) if changed else ()),
                 *((("saves", saves),) if saves else ()),
                 (
                     "compute",

@@ -1,7 +1,9 @@
 """Continue a text with a merged model, by plain transformers.
 
-uv run apps/infer.py runs/pretrain/merged --prompt "The "
-uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
+    uv run apps/infer.py runs/pretrain/merged --prompt "The "
+    uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
+
+Without --temperature it is the likeliest continuation.
 """
 
 from dataclasses import dataclass

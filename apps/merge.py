@@ -1,21 +1,25 @@
 """Turn a checkpoint into a directory that plain transformers loads.
 
-uv run apps/merge.py runs/pretrain --to runs/pretrain/merged
-uv run apps/merge.py runs/pretrain --to merged --step 100 --dtype bfloat16
+    uv run apps/merge.py runs/pretrain --to runs/pretrain/merged
+    uv run apps/merge.py runs/pretrain --to merged --step 100 --dtype bfloat16
+
+The run is left as it is.
 """
 
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import torch
 import tyro
+from places import URL
 from preflight import run
 from redact import without_secrets
 
-from omni_ckpt import as_place, latest, merge_to_hf, step_dir, steps
+from omni_ckpt import as_place, latest, merge_to_hf, step_dir, step_of, steps
 from omni_models import build_model, hf_keys, read_config
 
 
@@ -45,10 +49,7 @@ def main(config: Config) -> None:
     if not (assets / "config.json").is_file():
         raise ValueError(f"{config.run} is not the directory of a run: it has no model/config.json.")
     root = as_place(config.checkpoints or config.run)
-    source = latest(root) if config.step is None else step_dir(root, config.step)
-    if source is None or not source.is_dir():
-        there = ", ".join(path.name for path in steps(root)) or "none"
-        raise ValueError(f"{root} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}.")
+    source = choose(root, config.step)
     check_free(config.to)
     to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
     merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
@@ -57,17 +58,42 @@ def main(config: Config) -> None:
     if config.dtype:
         path = config.to / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
-    print(without_secrets(f'{source} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "'))
+    others = [str(step_of(path)) for path in steps(root) if path.name != source.name]
+    more = f" (--step chooses another: {', '.join(others)})" if others and config.step is None else ""
+    print(without_secrets(f'{source}{more} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "'))
+
+
+def choose(root: Path, step: int | None) -> Path:
+    """The checkpoint under `root` of `step`, or the newest. Effect: looks for it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    there = [str(step_of(path)) for path in steps(root)]
+    source = latest(root) if step is None else step_dir(root, step)
+    if source is None or str(step_of(source)) not in there:
+        wanted = "" if source is None else f" {source.name}"
+        choice = f"there are those of steps {', '.join(there)}: choose with --step" if there else "there is none at all"
+        raise ValueError(f"{root} has no checkpoint{wanted}; {choice}.")
+    return source
 
 
 def check_free(to: Path) -> None:
-    """Raises `ValueError` if `to` is taken, or cannot be made. Effect: makes its parent."""
+    """Raises `ValueError` if `to` is taken, a URL, or where nothing can be written. Effect: makes its parent, and for a
+    moment a file there."""
+    if URL.match(str(to)):
+        raise ValueError(f"--to {to} is a URL, and a model is written to a disk: give a directory, and copy it then.")
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise ValueError(f"{to} is taken, and a model is never overwritten. Delete it or choose another --to.")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=to.parent):
+            pass
     except OSError as problem:
-        raise ValueError(f"--to {to} cannot be made: {problem.strerror}.") from problem
+        raise ValueError(
+            f"--to {to} cannot be made: {to.parent}: {problem.strerror}. Choose a place where you may write, or get "
+            "the right to write there."
+        ) from problem
 
 
 if __name__ == "__main__":

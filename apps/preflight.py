@@ -1,27 +1,33 @@
 """From a command line to running ranks, with every mistake of the request told at once, before anything starts."""
 
+import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Never, ParamSpec, Protocol, TypeVar
 
 import tyro
 from redact import without_secrets
 
-from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks
+from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class HasMesh(Protocol):
-    """A configuration that says on how many ranks it runs, and how often they are started again."""
+    """A configuration that says on how many ranks it runs, how often they are started again, and where the run is."""
 
     @property
     def mesh(self) -> MeshConfig: ...
     @property
     def max_restarts(self) -> int: ...
+    @property
+    def out(self) -> Path: ...
 
 
 C = TypeVar("C", bound=HasMesh)
@@ -39,21 +45,38 @@ def attempt(problems: list[str], f: Callable[P, T], *args: P.args, **kwargs: P.k
 def refuse(problems: list[str]) -> None:
     """Raise one `ValueError` with all `problems`; nothing if there are none."""
     if problems:
-        told = [f"  - {problem}".replace("\n", "\n    ") for problem in problems]
+        told = [f"  - {problem}".replace("\n", "\n    ") for problem in dict.fromkeys(problems)]
         raise ValueError("this run cannot start:\n" + "\n".join(told))
 
 
 def start(main: Callable[[C], None], decide: Callable[[C], object], config_type: type[C], manual: str | None) -> None:
     """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
 
-    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any. Nothing
-    that is told of a failure, here or by a rank, has a secret of the command line in it.
+    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any, and so if
+    a rank raises a `ValueError`, whose traceback is kept in `errors.log` of the run. Nothing that is told of a failure,
+    here or by a rank, has a secret of the command line in it.
     """
     ignore_saves()
     sys.excepthook = _tell_failure
     config = tyro.cli(config_type, description=manual)
+    _told(check_restarts, config)
     _told(decide, config)
-    launch(main, config, ranks=planned_ranks(config.mesh), max_restarts=config.max_restarts, censor=without_secrets)
+    ranks, restarts = planned_ranks(config.mesh), config.max_restarts
+    try:
+        launch(main, config, ranks=ranks, max_restarts=restarts, censor=without_secrets)
+    except ValueError as problem:
+        _tell(f"{problem}\n{keep_trace(problem, config.out)}")
+
+
+def check_restarts(config: HasMesh) -> None:
+    """Raises `ValueError` if ranks are to be started again by somebody who did not start them. Effect: reads the
+    environment."""
+    if config.max_restarts and world_size() is not None:
+        raise ValueError(
+            f"--max-restarts {config.max_restarts} is for ranks that this command starts, and this process is a rank "
+            "already. Under torchrun give it to torchrun. Under srun leave it out and let Slurm start the job again "
+            "(sbatch --requeue): it goes on from the newest checkpoint."
+        )
 
 
 def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:
@@ -67,8 +90,28 @@ def _told(f: Callable[[T], object], config: T) -> None:
     try:
         f(config)
     except ValueError as problem:
-        print(without_secrets(f"error: {problem}"), file=sys.stderr)
-        sys.exit(2)
+        _tell(str(problem))
+
+
+def _tell(problem: str) -> Never:
+    print(without_secrets(f"error: {problem}"), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def keep_trace(error: BaseException, out: Path) -> str:
+    """Where the traceback of `error` can be found from now on, in words. Effect: adds it to `errors.log` in `out`.
+
+    That nobody meant this error for the user is seen there only. Where nothing can be written, the words are it.
+    """
+    trace = without_secrets("".join(traceback.format_exception(error)))
+    when = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()} of {socket.gethostname()}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "errors.log").open("a") as file:
+            file.write(f"{when}\n{trace}\n")
+    except OSError as problem:
+        return f"It ended a run that was under way, and {out} cannot be written ({problem.strerror}):\n{trace}"
+    return f"It ended a run that was under way; the traceback is in {out / 'errors.log'}."
 
 
 def _tell_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -15,6 +15,7 @@ Without weights the model starts at random. A run found in --out is continued.
 from contextlib import closing
 from functools import partial
 
+from about import changed_settings, settle
 from data import read_batches
 from decide import decide
 from evaluate import evaluate
@@ -32,7 +33,7 @@ from step import (
     seed_all_,
     take_rows,
 )
-from watch import forget_after, what_next
+from watch import forget_rows, what_next
 
 from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
@@ -79,24 +80,23 @@ def main(config: Config) -> None:
         model = recompute_blocks(model, run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if found else config.weights, seed=config.seed)
-        state, cursor, best = init_state(model, config.optim), Cursor(), None
+        state, cursor, about = init_state(model, config.optim), Cursor(), {}
 
         # Resume. The mesh may differ from the one that was saved.
         if found:
-            state, cursor, best = load_run(state, found)
+            state, cursor, about = load_run(state, found)
         saves = keeper.make_room(state, cursor)
         if chief := world.rank == 0:
-            print(run.told(found, saves), flush=True)
+            print(run.told(found, saves, changed_settings(about, config, settle(config, run))), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
-            for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
-                forget_after(config.out / name, state.step)
+            forget_rows(config.out, state.step)
 
         # Train.
         stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
         begin = expect_steps(dog, mesh, config.timeout_s)
-        with closing(stream) as batches, Reporter(config, run, world, first=first, best=best) as report:
+        with closing(stream) as batches, Reporter(config, run, world, first=first, best=about.get("best")) as report:
             while state.step < stop and (due or not report.asked_to_leave):
                 begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)

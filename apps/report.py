@@ -17,7 +17,17 @@ from redact import without_secrets
 from request import Config
 from step import HEARD, DataTold
 from torch import Tensor
-from watch import append_row, check_skips, eval_line, find_lost, peak_memory_gb, progress_line, skip_line, tell_step
+from watch import (
+    append_row,
+    check_skips,
+    eval_line,
+    find_lost,
+    peak_memory_gb,
+    progress_line,
+    skip_line,
+    tell_step,
+    what_stands,
+)
 
 from omni_data import Cursor, cursor_to_json
 from omni_mesh import World
@@ -205,7 +215,7 @@ class Reporter:
         """Raises `FloatingPointError` if the last steps of the run were skipped, and so not saved."""
         if not saved:
             raise FloatingPointError(
-                f"the last {self.skips} steps were skipped, and nothing of them is saved: the last checkpoint stands. "
+                f"the last {self.skips} steps were skipped, and nothing of them is saved: {what_stands(self.config)}. "
                 f"See {self.config.out / 'skipped.jsonl'}."
             )
 
@@ -223,7 +233,7 @@ class Reporter:
             append_row(path, {"step": noted.step, **values, "cursor": cursor_to_json(noted.cursor)})
             print(skip_line(noted.step, lost, self.skips, self.config.max_skips), flush=True)
         replay = without_secrets(shlex.join(["uv", "run", *sys.argv, "--stop-after", str(noted.step)]))
-        check_skips(noted.step, lost, self.skips, self.config.max_skips, replay=replay, cursor=path)
+        check_skips(noted.step, lost, self.skips, self.config, replay=replay, cursor=path)
 
     def skip_time(self) -> None:
         """Leave what was done since the last step was told, which was no step, out of the time of the next."""

@@ -117,8 +117,8 @@ class Config:
     """Seconds that a step may take, after the first, before all ranks tell where they stand, and which is to blame, and
     end."""
     max_restarts: int = 0
-    """If a rank fails, start all of them again, so often; they go on from the newest checkpoint. Under torchrun, which
-    starts them itself, give it to torchrun."""
+    """If a rank fails, start all of them again, so often; they go on from the newest checkpoint. Refused where another
+    starts the ranks: under torchrun, which has a flag of this name, and under srun."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
@@ -139,6 +139,10 @@ class Config:
             ValueError: if it is a URL, and what reads URLs is not installed.
         """
         return as_place(self.save_to or self.out)
+
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return self.steps // 10 if self.warmup is None else self.warmup
 
     def retention(self) -> Retention:
         """Which checkpoints stay."""

@@ -59,14 +59,16 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     refuse_none_whole(out, choice)
     for path, aside in set_aside(choice).items():
         if world.rank == 0:
-            print(f"DAMAGED: {'; '.join(choice.damaged[path][:3])}. It is kept as {aside}.", flush=True)
+            why = "; ".join(problem.removesuffix(".") for problem in choice.damaged[path][:3])
+            print(f"DAMAGED: {why}. It is kept as {aside}.", flush=True)
     if world.rank == 0:
         print(f"DAMAGED: the run goes on from {choice.path}, the newest that is whole.", flush=True)
     return choice.path
 
 
-def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Any]:
-    """The state, the place in the data and the best loss that checkpoint `found` has, whatever mesh wrote it.
+def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Mapping[str, Any]]:
+    """The state and the place in the data that checkpoint `found` has, whatever mesh wrote it, and what it says of its
+    run.
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
     """
@@ -76,7 +78,7 @@ def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Any]:
     tree = {"state": state_tree(state), **{name: plain[name] for name in plain if name != "state"}}
     state = restore_state(state, load_dcp(tree, found, check=False)["state"])
     cursor = name_positions(cursor_from_json(plain["cursor"]), plain["order"])
-    return state, cursor, about.get("best")
+    return state, cursor, about
 
 
 class Keeper:

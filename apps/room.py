@@ -2,42 +2,51 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
-from tempfile import TemporaryFile
 from typing import Final
 
 from torch import Tensor
 
-from omni_ckpt import steps
+from omni_ckpt import Retention, newest_whole, step_of, to_prune
 
 
-def check_writable(out: Path) -> None:
-    """Raises `ValueError` if nothing can be written into `out`, which is made if it is not there. Effect: makes it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as problem:
-        raise ValueError(f"nothing can be written into --out {out}: {problem.strerror}.") from problem
+def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag: str) -> None:
+    """Raises `ValueError` if the disk of `root`, which `flag` gives, has no room for the checkpoints to come.
 
+    Effect: asks the system.
 
-def check_room(out: Path, tensors: Mapping[str, Tensor], keep: int) -> None:
-    """Raises `ValueError` if the disk of `out` has no room for the checkpoints to come. Effect: asks the system.
-
-    One more than are kept are there at a time, of parameters and two moments in fp32 each; those that are there already
-    have their place, and what killed saves left is deleted by the next.
+    The newest and one more are there at a time, of parameters and two moments in fp32 each. What is there already makes
+    room for them as far as it will be deleted: what killed saves left, by the next, and checkpoints that nothing keeps.
     """
-    stale = [path for kind in ("tmp", "gone") for path in out.glob(f"step-*.{kind}")]
+    stale = [path for kind in ("tmp", "gone") for path in root.glob(f"step-*.{kind}")]
     reclaimed = sum(file.stat().st_size for path in stale for file in path.rglob("*") if file.is_file())
     size = sum(3 * 4 * tensor.numel() for tensor in tensors.values())
-    needed = size * max(1, keep + 1 - len(steps(out)))
-    if (free := disk_usage(out).free + reclaimed) < needed:
+    needed = size * max(1, keep.newest + 1 - len(will_go(root, keep)))
+    if (free := disk_usage(root).free + reclaimed) < needed:
         raise ValueError(
-            f"--out {out} has {free / 1e9:,.1f} GB free, and checkpoints will take {needed / 1e9:,.1f} GB: "
-            f"{size / 1e9:,.1f} GB each, with --keep {keep} and the one being written. Make room, keep fewer, or "
-            "choose another --out."
+            f"{flag} {root} has {free / 1e9:,.1f} GB free, and checkpoints will take {needed / 1e9:,.1f} GB: "
+            f"{size / 1e9:,.1f} GB each, with --keep {keep.newest} and the one being written. Make room, keep fewer, "
+            f"or choose another {flag}."
         )
+
+
+def will_go(root: Path, keep: Retention) -> list[Path]:
+    """The checkpoints under `root` that `keep` deletes once newer ones are there. Effect: reads.
+
+    With `keep.best` the newest counts as one of the best, which it may be.
+    """
+    going = to_prune(root, replace(keep, newest=1))
+    newest = newest_whole(root).path
+    if (
+        newest is None
+        or keep.best
+        or (newest / "PINNED").exists()
+        or (keep.every and step_of(newest) % keep.every == 0)
+    ):
+        return going
+    return [*going, newest]
 
 
 CGROUPS: Final = Path("/sys/fs/cgroup")

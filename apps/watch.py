@@ -3,8 +3,11 @@
 import json
 import math
 import resource
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import torch
 from redact import without_secrets
 from request import Config
 from torch import Tensor
+
+from omni_ckpt import latest
+from omni_mesh import MeshConfig
 
 Row = Mapping[str, Any]
 
@@ -136,25 +142,52 @@ def skip_line(step: int, lost: Sequence[str], skips: int, most: int) -> str:
     return f"step {step} is SKIPPED: {' and '.join(lost)}. Nothing was changed ({skips} in a row; {most} stop the run)."
 
 
-def check_skips(step: int, lost: Sequence[str], skips: int, most: int, *, replay: str, cursor: Path) -> None:
-    """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Pure."""
-    if skips >= most:
+def check_skips(step: int, lost: Sequence[str], skips: int, config: Config, *, replay: str, cursor: Path) -> None:
+    """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Effect: reads, to say what
+    there is to go on from."""
+    if skips >= config.max_skips:
         raise FloatingPointError(
-            f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips {most}. "
-            "Nothing of them is saved: the last checkpoint stands. Continue from it with a lower --optim.lr, or look "
-            f"at the data, whose place is in {cursor}. To see the step again: {replay}"
+            f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips "
+            f"{config.max_skips}. Nothing of them is saved: {what_stands(config)}. Go on from there with a lower "
+            f"--optim.lr, or look at the data, whose place is in {cursor}. To see the step again: {replay}"
         )
 
 
-def forget_after(path: Path, step: int) -> None:
+def what_stands(config: Config) -> str:
+    """What the next run of `config` has to go on from, in words. Effect: looks for checkpoints."""
+    newest = latest(config.checkpoints())
+    return f"{newest} stands" if newest else "no checkpoint is complete yet, so the next run starts anew"
+
+
+def forget_rows(out: Path, step: int) -> None:
+    """Make the rows in `out` end with `step`. Effect: as `forget_after`, for each file of rows; prints what it did."""
+    for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
+        if told := forget_after(out / name, step):
+            print(told, flush=True)
+
+
+def forget_after(path: Path, step: int) -> str:
     """Drop the rows of `path` after `step`, which a resumed run is about to write again, and what a kill cut short.
 
-    Effect: replaces the file in one rename.
+    Of a run that starts anew, at step 0, the rows are those of another, which nobody writes again: they stay, in a file
+    of another name. Effect: renames the file, or replaces it in one rename.
+
+    Returns:
+        What became of rows, in words; nothing if there were none.
     """
-    if path.exists():
-        kept = path.with_suffix(".tmp")
-        kept.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if _is_until(line, step)))
-        kept.rename(path)
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not step:
+        names = (path.with_stem(f"{path.stem}-{n}") for n in count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        return f"{path} has rows of a run that left no checkpoint, and this one starts anew: they are kept in {aside}."
+    kept = [line for line in lines if _is_until(line, step)]
+    if len(kept) == len(lines):
+        return ""
+    part = path.with_suffix(".tmp")
+    part.write_text("".join(f"{line}\n" for line in kept))
+    part.rename(path)
+    return f"{path} has rows after step {step}, {len(lines) - len(kept)} of them: they go, and are written again."
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -163,8 +196,8 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def what_next(config: Config, step: int, *, trained: int) -> str:
-    """What to type after a run that trained some steps and stands at `step`; not the secrets of it. Pure."""
+def what_next(config: Config, step: int, *, trained: int, app: str = "pretrain") -> str:
+    """What to type after a run of `app` that trained some steps and stands at `step`; not the secrets of it. Pure."""
     out, steps = config.out, config.steps
     kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
@@ -179,10 +212,18 @@ def what_next(config: Config, step: int, *, trained: int) -> str:
                 f"  go on      {'the same command again' if step < steps else longer}",
                 f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
                 f'  generate   uv run apps/infer.py {merged} --prompt "The "',
-                "  your data  uv run apps/pretrain.py --data my.jsonl --out runs/mine",
+                f"  your data  uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine",
             )
         )
     )
+
+
+def like(config: Config) -> str:
+    """The flags that make another run one of the same model, on the same mesh, as they are typed, and a space. Pure."""
+    mesh = {axis: size for axis, size in asdict(config.mesh).items() if size != getattr(MeshConfig(), axis)}
+    kinds = {name: getattr(config, name) for name in ("model", "weights", "tokenizer", "seq_len")}
+    own = {name: value for name, value in kinds.items() if value != getattr(Config(), name)}
+    return "".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))} " for name, value in (own | mesh).items())
 
 
 def _is_until(line: str, step: int) -> bool:

@@ -124,5 +124,9 @@ def test_all_that_is_wrong_with_a_mix_is_told_at_once(tmp_path: Path) -> None:
     config = config_in(tmp_path, mix=MixConfig(weights=("1",), epochs=(1, 2, 3)), max_bad=-1)
     with pytest.raises(ValueError) as caught:
         decide(config, 1)
-    for told in ("mix.weights has 1 values for 2 sources", "mix.epochs has 3 values", "max_bad=-1 must be at least 0"):
+    for told in (
+        "mix.weights has 1 values for 2 sources",
+        "mix.epochs has 3 values",
+        "--max-bad -1 must be at least 0",
+    ):
         assert told in str(caught.value)

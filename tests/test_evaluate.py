@@ -130,8 +130,8 @@ def test_what_is_wrong_with_it_is_told_with_everything_else(tmp_path: Path) -> N
     told = str(caught.value)
     for part in (
         "eval.data: nowhere.jsonl: no such file",
-        "eval.every=0 must be",
-        "eval.documents=0 must be",
-        "steps=0",
+        "--eval.every 0 must be",
+        "--eval.documents 0 must be",
+        "--steps 0 must be",
     ):
         assert part in told

@@ -5,6 +5,7 @@ after `<!-- excerpt FILE -->` is not run: it has to be in that file, where a lin
 """
 
 import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -100,6 +101,19 @@ def parse(file: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> No
         tyro.cli(module.Config, args=words, description=module.__doc__)
     except SystemExit as left:
         assert left.code == 0 and "--help" in words, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(ROOT.glob("apps/*.py")) if "uv run" in p.read_text().split('"""')[1]], ids=name
+)
+def test_examples_of_a_manual_stay_on_lines_of_their_own(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(path.stem)
+    with pytest.raises(SystemExit):
+        tyro.cli(module.Config, args=["--help"], description=module.__doc__)
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line.strip() for line in (module.__doc__ or "").splitlines() if COMMAND.search(line)]
+    assert examples
+    assert not [example for example in examples if example not in shown]
 
 
 def load(path: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,8 +113,28 @@ def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(ValueError, match="taken is taken, and a model is never overwritten"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "taken"))
-    with pytest.raises(ValueError, match="has no checkpoint step-00000007; there is step-00000001"):
+    with pytest.raises(ValueError, match="has no checkpoint step-00000007; there are those of steps 1: choose with"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged", step=7))
+    for to, why in (
+        ("/proc/merged", "--to /proc/merged cannot be made: /proc: "),
+        ("s3://b/m", "--to s3:/b/m is a URL"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            merge.main(merge.Config(run=tmp_path / "run", to=Path(to)))
+    shutil.rmtree(tmp_path / "run" / "step-00000001")
+    with pytest.raises(ValueError, match="has no checkpoint; there is none at all"):
+        merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "merged"))
+
+
+def test_of_several_checkpoints_the_newest_is_merged_and_the_others_are_told(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(SMALL, steps=2, save_every=1, out=tmp_path / "run")
+    run(train, 1, config)
+    merge.main(merge.Config(run=config.out, to=tmp_path / "newest"))
+    assert "step-00000002 (--step chooses another: 1) is merged" in capsys.readouterr().out
+    merge.main(merge.Config(run=config.out, to=tmp_path / "first", step=1))
+    assert "step-00000001 is merged" in capsys.readouterr().out
 
 
 def test_generating_from_nothing_is_refused(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 import torch
 from ranks import Run
-from room import check_room, free_memory, group_memory
+from room import check_room, free_memory, group_memory, will_go
 from training import SMALL, train
 
-from omni_ckpt import latest, step_of
+from omni_ckpt import Retention, latest, save_dcp, step_dir, step_of
 from omni_mesh import MeshConfig
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,32 @@ def rows_of(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+PRETRAIN = str(ROOT / "apps" / "pretrain.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d")
+TORCHRUN += ("--rdzv-endpoint", "localhost:0")
+
+
+@pytest.mark.parametrize("by", [(), TORCHRUN], ids=["launch", "torchrun"])
+def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kept(
+    by: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
+    asked = ["--shard", "2", "--seq-len", "64", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *by, PRETRAIN, *asked], check=False, capture_output=True, text=True, env=alone(), timeout=240
+    )
+    words = "error: the data has token id 999, but the model has embeddings for 272 only."
+    log = tmp_path / "run" / "errors.log"
+    assert f"{words}\nIt ended a run that was under way; the traceback is in {log}.\n" in done.stderr
+    assert "ValueError" not in done.stderr
+    assert ", in place\n" in log.read_text()
+    if by:
+        assert "exitcode  : 2 " in done.stderr
+    else:
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 2, "told once, and nothing else"
+
+
 def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
@@ -40,7 +67,7 @@ def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tell: Callable[[int
     out = tmp_path / "run"
     asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "apps" / "pretrain.py"), *asked],
+        [sys.executable, PRETRAIN, *asked],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,6 +84,66 @@ def test_a_run_that_is_told_to_leave_saves_and_leaves_with_0(tell: Callable[[int
     assert found is not None
     assert step_of(found) == rows_of(out)[-1]["step"] < 1000
     assert f"stands at step {step_of(found)}" in told
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def start_under_torchrun(out: Path) -> subprocess.Popen[str]:
+    """Two ranks of an endless run, which has done three steps."""
+    asked = ["--shard", "2", "--steps", "100000", "--seq-len", "64", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, PRETRAIN, *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=alone() | {"OMP_NUM_THREADS": "1"},
+    )
+    read_until(process, " 3/100000")
+    return process
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdout is not None
+    while words not in (line := process.stdout.readline()):
+        assert line or process.poll() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the ranks of torchrun")
+def test_ranks_of_torchrun_save_and_go_on_or_leave_with_0_if_one_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start_under_torchrun(out)
+    ranks = children_of(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGUSR1)
+    until = time.monotonic() + 60
+    while latest(out) is None:
+        assert time.monotonic() < until
+        read_until(process, "step")
+    first = latest(out)
+    assert first is not None
+    for _ in range(2):
+        read_until(process, "/100000")
+    os.kill(ranks[1], signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    last = latest(out)
+    assert last is not None
+    assert process.returncode == 0
+    assert step_of(first) < step_of(last) == rows_of(out)[-1]["step"]
+    assert f"stands at step {step_of(last)}" in told
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the ranks of torchrun")
+def test_torchrun_that_is_told_to_leave_fails_though_its_ranks_have_saved(tmp_path: Path) -> None:
+    """As docs/reliability.md says: torch's own launcher has its own code for this."""
+    out = tmp_path / "run"
+    process = start_under_torchrun(out)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = latest(out)
+    assert last is not None
+    assert (process.returncode, step_of(last)) == (1, rows_of(out)[-1]["step"])
 
 
 def test_a_run_that_torchrun_starts_again_is_the_unbroken_run(run: Run, tmp_path: Path) -> None:
@@ -92,8 +179,8 @@ def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"has [\d,.]+ GB free, and checkpoints will take 36,000,000\.0 GB: 12,000,000\.0"
     ):
-        check_room(tmp_path, huge, 2)
-    check_room(tmp_path, {"w": torch.empty(10)}, 2)
+        check_room(tmp_path, huge, Retention(2), "--out")
+    check_room(tmp_path, {"w": torch.empty(10)}, Retention(2), "--out")
 
 
 def test_what_a_killed_save_left_does_not_take_the_room_of_the_next(tmp_path: Path) -> None:
@@ -101,7 +188,32 @@ def test_what_a_killed_save_left_does_not_take_the_room_of_the_next(tmp_path: Pa
     half.mkdir()
     with (half / "__0_0.distcp").open("wb") as file:
         file.truncate(10**13)  # Without taking them: a file with a hole.
-    check_room(tmp_path, {"w": torch.empty(10**11, device="meta")}, 2)
+    check_room(tmp_path, {"w": torch.empty(10**11, device="meta")}, Retention(2), "--out")
+
+
+def test_only_what_will_be_deleted_makes_room(tmp_path: Path) -> None:
+    def leaving(**keep: int) -> list[int]:
+        return [step_of(path) for path in will_go(tmp_path, Retention(**keep))]
+
+    assert leaving() == []
+    for step in (4, 8, 12):
+        save_dcp({"w": torch.ones(1), "metrics": {"loss": float(step)}}, step_dir(tmp_path, step))
+    assert leaving(newest=2) == [4, 8, 12], "also the newest, once there are newer ones"
+    assert leaving(newest=2, every=8) == [4, 12]
+    assert leaving(newest=2, every=12) == [4, 8]
+    assert leaving(newest=2, best=1) == [8], "the newest may be one of the best"
+    (step_dir(tmp_path, 12) / "PINNED").touch()
+    assert leaving(newest=2) == [4, 8]
+    (step_dir(tmp_path, 4) / "PINNED").touch()
+    (step_dir(tmp_path, 8) / "MANIFEST.json").unlink()
+    assert leaving(newest=2) == [], "what is damaged is never deleted"
+    # A tensor of a third of the free disk: two more do not fit, and one would, if one that is there were deleted.
+    third = {"w": torch.empty(disk_usage(tmp_path).free * 2 // 3 // 12, device="meta")}
+    check_room(tmp_path, {}, Retention(1), "--save-to")
+    with pytest.raises(ValueError, match=r"--save-to .* GB free.*choose another --save-to"):
+        check_room(tmp_path, third, Retention(1), "--save-to")
+    (step_dir(tmp_path, 12) / "PINNED").unlink()
+    check_room(tmp_path, third, Retention(1), "--save-to")
 
 
 def test_memory_of_a_container_is_what_it_may_still_take(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_what_to_type_next_and_what_is_told_of_checkpoints_have_no_secret() -> N
 MAIN = f"""
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from preflight import start
 from omni_mesh import MeshConfig
 
@@ -100,17 +101,25 @@ from omni_mesh import MeshConfig
 class Config:
     mesh: MeshConfig = MeshConfig()
     max_restarts: int = 0
+    out: Path = Path("run")
     refuse: bool = False
+    refuse_later: bool = False
 
 def decide(config):
     if config.refuse:
         raise ValueError({f"nothing is at {URL}"!r})
 
 def main(config):
+    if config.refuse_later:
+        raise ValueError({f"nothing is at {URL}"!r})
     raise RuntimeError({URL!r})
 
 if __name__ == "__main__":
     start(main, decide, Config, "")
+"""
+
+LATE = """error: nothing is at sftp://***@host/run
+It ended a run that was under way; the traceback is in run/errors.log.
 """
 
 
@@ -118,10 +127,12 @@ if __name__ == "__main__":
     ("asked", "code", "words"),
     [
         (["--refuse"], 2, "error: nothing is at sftp://***@host/run\n"),
+        (["--refuse-later"], 2, LATE),
+        (["--refuse-later", "--mesh.shard", "2"], 2, LATE),
         ([], 1, "\nRuntimeError: sftp://***@host/run\n"),
         (["--mesh.shard", "2"], 1, "\nRuntimeError: sftp://***@host/run\n"),
     ],
-    ids=["refused", "failed", "failed on a rank"],
+    ids=["refused", "refused by the run", "refused by a rank", "failed", "failed on a rank"],
 )
 def test_no_failure_is_told_with_a_secret(asked: list[str], code: int, words: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -131,6 +142,7 @@ def test_no_failure_is_told_with_a_secret(asked: list[str], code: int, words: st
     done = subprocess.run(
         [sys.executable, script, *asked],
         env=env | {"PYTHONPATH": path},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
@@ -139,3 +151,11 @@ def test_no_failure_is_told_with_a_secret(asked: list[str], code: int, words: st
     assert done.returncode == code
     assert done.stderr.endswith(words)
     assert "ter2" not in done.stdout + done.stderr
+    if code == 2:
+        assert done.stderr == words, "once, and no traceback"
+    log = tmp_path / "run" / "errors.log"
+    assert log.exists() == (words == LATE)
+    if log.exists():
+        kept = log.read_text()
+        assert ", in main\n" in kept and "ValueError: nothing is at sftp://***@host/run" in kept
+        assert "ter2" not in kept

@@ -14,6 +14,7 @@ from report import Reporter
 from step import DataTold
 from training import SMALL
 
+from omni_ckpt import save_dcp, step_dir
 from omni_data import Cursor
 from omni_mesh import MeshSpec, World
 from omni_models import ModelFacts, build_model, describe, read_config
@@ -66,6 +67,21 @@ def test_a_number_that_is_not_finite_is_told_before_what_came_of_it(tmp_path: Pa
         report.note(1, metrics(float("nan")), {}, **NUMBERS)
         report.world = HERE
         raise KeyError
+
+
+def test_what_stands_is_said_at_a_numerical_stop_and_nothing_if_there_is_none(tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path, max_skips=1)
+    report = Reporter(config, decide(config), HERE, first=0)
+    with pytest.raises(
+        FloatingPointError, match="is saved: no checkpoint is complete yet, so the next run starts anew"
+    ):
+        report.note(1, metrics(float("nan")), {}, **NUMBERS)
+    with pytest.raises(FloatingPointError, match="no checkpoint is complete yet"):
+        report.check_end(saved=False)
+    save_dcp({"w": torch.ones(1)}, step_dir(tmp_path, 7))
+    for stop in (lambda: report.note(2, metrics(float("nan")), {}, **NUMBERS), lambda: report.check_end(saved=False)):
+        with pytest.raises(FloatingPointError, match=r"is saved: .*/step-00000007 stands\."):
+            stop()
 
 
 def facts_of(**changes: Any) -> ModelFacts:

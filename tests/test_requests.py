@@ -3,18 +3,25 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
+import infer
 import pytest
+import tyro
 from decide import cut_rows, decide
+from limits import LIMITS, check_numbers, flat_values
+from preflight import check_restarts
 from ranks import Run
-from request import Config
+from request import Config, MixConfig
 from training import SMALL, train, write_family
 from watch import what_next
 
+from omni_data import Packing, read_tokenizer
 from omni_mesh import MeshConfig
-from omni_models import BalanceConfig
+from omni_models import BalanceConfig, build_model, read_config
 from omni_parallel import RecomputeConfig
 
 PRETRAIN = Path(__file__).parent.parent / "apps" / "pretrain.py"
@@ -111,13 +118,18 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"batch": 10}, 4, "batch=10 rows do not divide among 4 ranks: use a multiple of 4"),
         ({"micro": 5}, 1, "micro=5 does not divide the 12 rows of each rank in batch=12"),
         ({"virtual_shards": 7}, 2, "virtual_shards=7 do not divide among 2 ranks: use 8"),
-        ({"seq_len": 1}, 1, "seq_len=1 must be at least 2"),
-        ({"stop_after": 0}, 1, "stop_after=0 must be at least 1"),
+        ({"seq_len": 1}, 1, "--seq-len 1 must be at least 2"),
+        ({"stop_after": 0}, 1, "--stop-after 0 must be at least 1"),
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
-        ({"save_every": 0}, 1, "save_every=0 must be at least 1"),
-        ({"keep": 0}, 1, "keep=0 must be at least 1"),
-        ({"steps": 0}, 1, "steps=0 must be at least 1"),
+        ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
+        ({"save_to": "file:///proc/nope"}, 1, "nothing can be written into --save-to file:///proc/nope"),
+        ({"save_to": "memory://run"}, 1, "--save-to memory://run is the memory of this process, and checkpoints would"),
+        ({"out": Path("s3://bucket/run")}, 1, "a run needs a directory, for its metrics and its lock. Give its"),
+        ({"out": Path("s3://bucket/run")}, 1, "checkpoints alone to storage: --save-to s3://bucket/run"),
+        ({"save_every": 0}, 1, "--save-every 0 must be at least 1"),
+        ({"keep": 0}, 1, "--keep 0 must be at least 1"),
+        ({"steps": 0}, 1, "--steps 0 must be at least 1"),
         ({"recompute": RecomputeConfig(-2)}, 1, "recompute every=-2"),
         ({"weights": "nowhere"}, 1, "no directory 'nowhere'"),
     ],
@@ -125,6 +137,57 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], ranks: int, part: str) -> None:
     config = replace(SMALL, mesh=MeshConfig(shard=ranks), **changes)  # pyright: ignore[reportArgumentType]
     assert part in complaint(config, ranks)
+
+
+ODD = {
+    "lr": ("inf", "nan", "-1", "-inf"),
+    "betas": ("nan", "1.0", "-0.1", "inf"),
+    "eps": ("0", "inf", "nan"),
+    "weight_decay": ("inf", "nan", "-0.1"),
+    "max_norm": ("nan", "0", "-inf"),
+}
+
+
+def test_no_number_that_is_not_finite_or_out_of_range_is_accepted_and_each_is_told_by_its_flag() -> None:
+    for flag, values in ODD.items():
+        for value in map(float, values):
+            given = (0.9, value) if flag == "betas" else value
+            message = complaint(replace(SMALL, optim=replace(SMALL.optim, **{flag: given})))
+            assert f"--optim.{flag.replace('_', '-')} {value} must be " in message
+    message = complaint(
+        replace(
+            SMALL,
+            **{
+                "optim": replace(SMALL.optim, lr=inf, eps=nan),
+                "timeout_s": inf,
+                "seed": -1,
+                "packing": Packing(max_len=0),
+            },
+            **{"mix": MixConfig(weights=("inf",)), "balance": BalanceConfig(loss=nan, rate=inf)},
+        )
+    )
+    for part in (
+        "--optim.lr inf must be a finite number",
+        "--optim.eps nan must be a finite number",
+        "--timeout-s inf must be a finite number",
+        "--seed -1 must be at least 0",
+        "--packing.max-len 0 must be at least 1",
+        "--balance.loss nan must be a finite number",
+        "--balance.rate inf must be a finite number",
+        "weight inf must be numbers that are not negative",
+    ):
+        assert part in message
+    check_numbers(replace(SMALL, optim=replace(SMALL.optim, max_norm=inf, lr=0.0, betas=(0.0, 0.0))))
+
+
+def test_every_limit_is_of_a_setting() -> None:
+    assert LIMITS.keys() <= flat_values(asdict(Config())).keys()
+
+
+def test_where_checkpoints_go_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    for to in (str(tmp_path / "disk"), f"file://{tmp_path}/storage"):
+        decide(replace(SMALL, out=tmp_path / "run", save_to=to), 1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "run", "storage"]
 
 
 def test_a_record_without_the_field_is_refused_by_file_line_and_keys(tmp_path: Path) -> None:
@@ -153,8 +216,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused_before_anything_is_built(tmp_path: Path) -> None:
-    from omni_models import build_model, read_config
-
     build_model(read_config(write_family("llama", tmp_path))).save_pretrained(tmp_path / "hf")
     message = complaint(replace(SMALL, weights=str(tmp_path / "hf")))
     assert "these weights are not those of this model" in message
@@ -196,6 +257,34 @@ def test_the_command_line_names_the_nearest_flag_and_tells_problems_without_a_tr
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        ("--stesp", "--steps"),
+        ("--shrad", "--shard"),
+        ("--optim.lrr", "--optim.lr"),
+        ("--mix.epoch", "--mix.epochs"),
+        ("--packing.cost.sqare", "--packing.cost.square"),
+        ("--recompute.evry", "--recompute.every"),
+    ],
+)
+def test_an_unknown_flag_of_any_depth_is_an_error_with_the_nearest(
+    asked: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        tyro.cli(Config, args=[asked, "3"])
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert asked in told and f"{nearest} " in told
+
+
+def test_a_number_with_an_exponent_is_a_float_and_a_count_is_none() -> None:
+    assert tyro.cli(Config, args=["--optim.lr", "1e-5"]).optim.lr == 1e-5
+    assert isinstance(tyro.cli(Config, args=["--optim.lr", "1"]).optim.lr, float)
+    with pytest.raises(SystemExit):
+        tyro.cli(Config, args=["--steps", "1e3"])
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8, 16, 64, 1000])
 def test_any_number_of_ranks_can_share_a_step_that_nobody_sized(ranks: int) -> None:
     batch, micro, virtual_shards = cut_rows(Config(), {}, ranks)
@@ -233,6 +322,30 @@ def test_code_of_a_model_directory_is_never_run(tmp_path: Path, monkeypatch: pyt
     assert not canary.exists()
 
 
+def test_code_beside_a_model_that_is_known_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a known kind that trains and answers, whose directory names code for each of its parts."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    directory, canary = Path(write_family("llama", tmp_path)), tmp_path / "canary"
+    classes = {"AutoConfig": "C", "AutoModel": "M", "AutoModelForCausalLM": "M", "AutoTokenizer": "T"}
+    (directory / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w')\n"
+        "from transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
+    )
+    code = {"auto_map": {part: f"evil.{name}" for part, name in classes.items()}}
+    read_tokenizer("bytes").save(directory)
+    build_model(read_config(str(directory))).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(directory / "model.safetensors")
+    for name, fields in (
+        ("config.json", code),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}),
+    ):
+        path = directory / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    decide(replace(SMALL, model=str(directory), weights=str(directory), out=tmp_path / "run"), 1)
+    infer.main(infer.Config(str(directory), tokens=1))
+    assert not canary.exists()
+
+
 def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
     with pytest.raises(ValueError, match="has read 30 rows, which 4 ranks cannot have shared evenly: continue on"):
         cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)
@@ -242,6 +355,42 @@ def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Pa
     recompute = RecomputeConfig(every=1, keep="attention")
     assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)
     decide(replace(SMALL, attention="eager", out=tmp_path, recompute=replace(recompute, keep="matmuls")), 1)
+
+
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_ranks_that_another_started_are_not_promised_to_be_started_again(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    again = replace(SMALL, max_restarts=2)
+    check_restarts(again)
+    names = {
+        "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    }
+    for name, value in zip(names[by], "121", strict=True):
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "1")
+    check_restarts(SMALL)
+    with pytest.raises(
+        ValueError, match=r"--max-restarts 2 is for ranks that this command starts(.|\n)*give it to torchrun"
+    ):
+        check_restarts(again)
+
+
+def test_the_hint_at_your_data_keeps_the_model_its_tokenizer_and_the_mesh() -> None:
+    def hint(**asked: Any) -> str:
+        return what_next(replace(Config(), **asked), 200, trained=1).splitlines()[-1].split("pretrain.py ")[1]
+
+    assert hint() == "--data my.jsonl --out runs/mine"
+    assert hint(model="qwen3-0.6b", tokenizer="Qwen/Qwen3-0.6B", mesh=MeshConfig(shard=2, sp=2)) == (
+        "--model qwen3-0.6b --tokenizer Qwen/Qwen3-0.6B --shard 2 --sp 2 --data my.jsonl --out runs/mine"
+    )
+    assert hint(model="my models/x", weights="w", seq_len=64).startswith(
+        "--model 'my models/x' --weights w --seq-len 64"
+    )
 
 
 def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:

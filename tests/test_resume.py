@@ -4,9 +4,12 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import pretrain
 import pytest
-from about import changed_settings
+import torch
+from about import changed_settings, settle
 from decide import decide
 from ranks import Run
 from redact import plain_values
@@ -170,7 +173,8 @@ def test_settings_are_those_of_the_command_line_and_moments_those_of_the_checkpo
     """What a checkpoint has of settings is told, and not used."""
     config = replace(SMALL, steps=6, out=tmp_path / "run")
     first = run(train, 1, replace(config, stop_after=3))[0]
-    assert not changed_settings(read_plain(config.out / "step-00000003")["about"], config)
+    about = read_plain(config.out / "step-00000003")["about"]
+    assert not changed_settings(about, config, settle(config, decide(config, 1)))
     whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
     others = {"lr": {"lr": 3e-3}, "betas": {"betas": (0.5, 0.6)}, "decay": {"weight_decay": 5.0}, "eps": {"eps": 1e-3}}
     for name, changes in others.items():
@@ -191,12 +195,35 @@ def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
         **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7, "timeout_s": 3.0},
         mesh=MeshConfig(shard=2),
     )
-    assert changed_settings(about, asked) == [
-        "--steps was 10 and is 20",
-        "--warmup was None and is 3",
-        "--dtype was float32 and is bfloat16",
-        "--balance.rate was 0.0 and is 0.1",
-        "--optim.lr was 0.001 and is 0.0005",
-        "--optim.betas was [0.9, 0.95] and is [0.8, 0.95]",
+    assert changed_settings(about, asked, {"warmup": 3, "dtype": "bfloat16"}) == [
+        "--steps 10 -> 20",
+        "--warmup left out -> 3",
+        "--dtype float32 -> bfloat16",
+        "--balance.rate 0.0 -> 0.1",
+        "--optim.lr 0.001 -> 0.0005",
+        "--optim.betas 0.9 0.95 -> 0.8 0.95",
     ]
-    assert changed_settings({}, asked) == [], "a checkpoint that says nothing of its run"
+    assert changed_settings({}, asked, {}) == [], "a checkpoint that says nothing of its run"
+
+
+def test_what_is_left_open_is_compared_as_it_was_decided(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(SMALL, dtype="auto", batch=None, steps=20, stop_after=2, out=tmp_path / "run", workers=0)
+    run(train, 1, config)
+    about = read_plain(config.out / "step-00000002")["about"]
+
+    def changes(**others: Any) -> list[str]:
+        asked = replace(config, **others)
+        return changed_settings(about, asked, settle(asked, decide(asked, 1)))
+
+    assert changes(dtype="float32" if not torch.cuda.is_available() else "bfloat16", batch=12, warmup=2) == []
+    assert changes(seq_len=32, batch=24) == ["--batch 12 -> 24", "--seq-len 64 -> 32"]
+    assert changes(workers=1, timeout_s=9.0, save_every=3, mesh=MeshConfig(), field="text") == []
+    assert changes(model="tiny", loss="full", steps=40) == [
+        "--steps 20 -> 40",
+        "--warmup 2 -> 4",
+        "--loss auto -> full",
+    ]
+    pretrain.main(replace(config, stop_after=3, seq_len=32, optim=AdamWConfig(lr=2e-3)))
+    assert "\nchanged   --seq-len 64 -> 32, --optim.lr 0.001 -> 0.002\n" in capsys.readouterr().out

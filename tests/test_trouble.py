@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from decide import decide
 from ranks import Run
 from request import Config
+from resume import choose_checkpoint
 from training import SMALL, train
 from trouble import train_with
 
-from omni_ckpt import Fault, latest, read_plain, step_of, steps
-from omni_mesh import MeshConfig
+from omni_ckpt import Fault, latest, read_plain, save_dcp, step_dir, step_of, steps
+from omni_mesh import MeshConfig, World
 
 
 def config_in(out: Path, **changes: object) -> Config:
@@ -91,6 +93,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     assert saved(config.out) == [2, 4, 6]
 
 
+def test_damage_is_told_in_whole_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 4):
+        save_dcp({"w": torch.ones(1)}, step_dir(tmp_path, step))
+    (step_dir(tmp_path, 4) / "MANIFEST.json").unlink()
+    assert choose_checkpoint(tmp_path, World(0, 0, 1, torch.device("cpu"))) == step_dir(tmp_path, 2)
+    told = capsys.readouterr().out
+    assert f"it has no MANIFEST.json. It is kept as {step_dir(tmp_path, 4)}.damaged.\n" in told
+    assert ".." not in told
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused_with_every_reason(run: Run, tmp_path: Path) -> None:
     config = config_in(tmp_path / "run", save_every=2, keep=9)
     run(train, 2, replace(config, stop_after=4))
@@ -105,6 +117,15 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_every_reason(run: Run,
     with pytest.raises(ValueError, match=r"no checkpoint of (.|\n)*has 0 of \d+ bytes(.|\n)*has no MANIFEST\.json"):
         decide(config, 2)
     assert saved(config.out) == [2, 4], "nothing is renamed or deleted"
+
+
+@pytest.mark.parametrize("url", ["", "file://"])
+def test_a_place_where_all_were_set_aside_as_damaged_is_no_place_to_start_anew(url: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run", save_to=f"{url}{tmp_path}/kept")
+    decide(config, 2)
+    (tmp_path / "kept" / "step-00000004.damaged").mkdir()
+    with pytest.raises(ValueError, match=r"nothing but step-00000004\.damaged(.|\n)*start anew in another directory"):
+        decide(config, 2)
 
 
 def test_a_checkpoint_says_what_a_person_wants_to_know_and_no_secret(run: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, disable_progress_bars
 
-from omni_data import Documents, builtin_corpus, concatenate, open_records, open_source
+from omni_data import Documents, builtin_corpus, concatenate, fingerprint, open_records, open_source
 
 disable_progress_bars()
 
@@ -29,6 +29,31 @@ def write(path, *texts):
 
 def test_builtin_is_the_corpus():
     assert list(open_source("builtin")) == list(builtin_corpus())
+
+
+def test_a_link_to_a_file_or_a_folder_is_what_it_leads_to(tmp_path):
+    write(tmp_path / "there" / "a.jsonl", "1", "2")
+    (tmp_path / "in").mkdir()
+    for link, to in (("b.jsonl", "there/a.jsonl"), ("folder", "there"), ("in/c.jsonl", "../there/a.jsonl")):
+        (tmp_path / link).symlink_to(to)
+    straight = open_source(str(tmp_path / "there"))
+    for name in ("b.jsonl", "folder", "in", "in/*.jsonl"):
+        source = open_source(str(tmp_path / name))
+        assert list(source) == list(straight) == ["1", "2"]
+        assert fingerprint(source) == fingerprint(straight), "so that a run goes on with it"
+
+
+def test_a_link_that_holds_nothing_or_a_folder_inside_of_a_folder_is_told(tmp_path):
+    write(tmp_path / "there" / "a.jsonl", "1")
+    write(tmp_path / "in" / "b.jsonl", "2")
+    (tmp_path / "in" / ".cache").symlink_to("nowhere")
+    assert list(open_source(str(tmp_path / "in"))) == ["2"]
+    (tmp_path / "in" / "gone.jsonl").symlink_to("nowhere")
+    (tmp_path / "in" / "more").symlink_to("../there")
+    with pytest.raises(ValueError, match=r"in/gone\.jsonl -> nowhere, .*in/more -> \.\./there\. Delete them"):
+        open_source(str(tmp_path / "in"))
+    with pytest.raises(ValueError, match=r"gone\.jsonl: this is a link to nowhere, which is not there"):
+        open_source(str(tmp_path / "in" / "gone.jsonl"))
 
 
 def test_a_folder_is_its_files_of_any_kind_in_order(tmp_path):

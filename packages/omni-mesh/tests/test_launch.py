@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 
 from omni_mesh import MeshConfig, launch, planned_ranks
-from omni_mesh.launch import Report, tell_failure
+from omni_mesh.launch import Report, find_refusal, tell_failure
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -320,3 +320,38 @@ def test_ctrl_c_of_a_single_rank_is_told_in_a_line(capsys: pytest.CaptureFixture
         launch(interrupted, None, ranks=1)
     assert left.value.code == 130
     assert capsys.readouterr().err == "Interrupted: every rank has ended.\n"
+
+
+def test_what_a_rank_refuses_is_raised_to_the_caller_with_its_traceback_as_the_cause(tmp_path):
+    process = start(
+        tmp_path,
+        """
+        def main(config):
+            with join_world(device="cpu") as world:
+                if world.rank == 1:
+                    raise ValueError("no such " + "thing of hunter" + "2")
+                dist.barrier()
+        """,
+        call="""
+if __name__ == "__main__":
+    try:
+        launch(main, Config(10.0), ranks=2, max_restarts=1, censor=lambda text: text.replace("hunter2", "***"))
+    except ValueError as refusal:
+        say("refused", refusal)
+        say(type(refusal.__cause__).__name__, refusal.__cause__)
+""",
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, "")
+    first, second, *_, last = out.splitlines()
+    assert first == "refused no such thing of ***"
+    assert second == "Refused Rank 1 of 2 failed:"
+    assert last == "ValueError: no such thing of ***"
+
+
+def test_what_a_victim_says_is_no_refusal():
+    refused, torn = Report(1, "failed:\nValueError: no", True, "no"), Report(0, "failed:\ntorn")
+    assert find_refusal(1, [refused, torn]) == find_refusal(0, [refused, torn]) == "no"
+    assert find_refusal(0, [torn, refused]) is None, "another failed before"
+    assert find_refusal(0, [refused]) is None, "nor if the first seen was killed"
+    assert find_refusal(0, []) is None

@@ -87,11 +87,20 @@ def open_source(spec: str, *, field: str = "text", cache: Path | None = None) ->
 def find_files(spec: str) -> list[Path]:
     """The files of a path or a pattern, sorted. Effect: looks at the disk.
 
+    A link to a file is that file.
+
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or links in a folder lead to folders or nowhere: what they stand for would be
+            missed.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
+        if astray := [p for p in sorted(path.rglob("*")) if _leads_astray(p, p.relative_to(path))]:
+            names = ", ".join(f"{p} -> {p.readlink()}" for p in astray[:4])
+            raise ValueError(
+                f"{spec}: links to folders are not followed, and links to nothing hold nothing: {names}. Delete them, "
+                "or name what they should lead to as a source of its own."
+            )
         inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_data(p.relative_to(path))]
         if not inside:
             raise ValueError(f"{spec}: no file in this folder ends in {', '.join(_KINDS)}.")
@@ -185,6 +194,13 @@ def _is_data(path: PurePath) -> bool:
     return ending_of(name)[0] in _KINDS and not hidden and name.partition(".")[0] != "readme"
 
 
+def _leads_astray(path: Path, name: PurePath) -> bool:
+    """Whether a link in a folder leads to a folder, or should lead to data and does not. Effect: looks at the disk."""
+    if not path.is_symlink() or any(part.startswith((".", "_")) for part in name.parts):
+        return False
+    return path.is_dir() or (not path.exists() and _is_data(name))
+
+
 def _matches(pattern: Path) -> Iterator[Path]:
     return Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
 
@@ -195,6 +211,8 @@ def _no_such(spec: str, path: Path) -> str:
         return f"{spec}: no file matches this pattern."
     if not path.parent.is_dir():
         return f"{spec}: no such file, and no folder {path.parent}. A dataset of the hub is spelled hf:NAME."
+    if path.is_symlink():
+        return f"{spec}: this is a link to {path.readlink()}, which is not there."
     near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
     hint = f"Did you mean {path.parent / near[0]}?" if near else "A dataset of the hub is spelled hf:NAME."
     return f"{spec}: no such file. {hint}"

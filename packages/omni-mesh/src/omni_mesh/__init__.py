@@ -1,6 +1,6 @@
 """Device meshes as values, and the ranks that live on them."""
 
-from omni_mesh.launch import launch, planned_ranks
+from omni_mesh.launch import Refused, launch, planned_ranks
 from omni_mesh.mesh import Mesh, make_mesh
 from omni_mesh.signals import Requests, heed_signals, ignore_saves
 from omni_mesh.spec import MeshConfig, MeshSpec, coords, peers, ranks_asked, resolve_mesh
@@ -11,6 +11,7 @@ __all__ = [
     "Mesh",
     "MeshConfig",
     "MeshSpec",
+    "Refused",
     "Requests",
     "STALLED",
     "Watchdog",

@@ -5,6 +5,7 @@ terminal needs: the error of the rank that failed first, told once; one exit cod
 """
 
 import atexit
+import json
 import logging
 import os
 import pickle
@@ -61,6 +62,22 @@ class Report(NamedTuple):
     text: str
     is_final: bool = False
     """It would fail again if it were started again."""
+    refusal: str | None = None
+    """The words of the `ValueError` that it was: a mistake of whoever asked, and no failure."""
+
+
+class _Failed(NamedTuple):
+    """What is known of a start of all ranks that failed."""
+
+    text: str
+    code: int
+    """To exit with."""
+    is_final: bool
+    refusal: str | None
+
+
+class Refused(Exception):
+    """Where a rank raised a `ValueError`, as the cause of the one that `launch` raises: its traceback, as text."""
 
 
 def planned_ranks(config: MeshConfig) -> int:
@@ -87,14 +104,16 @@ def launch(
     OMP_NUM_THREADS says otherwise.
 
     The first rank that fails ends the others; its traceback goes through `censor`, for what should not be shown, to
-    stderr, and `SystemExit` is raised, with the code of the rank (128 + the signal, if one killed it). But first all
-    ranks are started again, up to `max_restarts` times, for a `main` that goes on from what it saved; not after a
-    `ValueError` or `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks with SIGTERM, after 30
+    stderr, and `SystemExit` is raised, with the code of the rank (128 + the signal, if one killed it). A `ValueError`,
+    by which a rank refuses what was asked, is raised here as it would be by a `main` called plainly, and nothing is
+    printed; its cause, a `Refused`, has the traceback of the rank. But first all ranks are started again, up to
+    `max_restarts` times, for a `main` that goes on from what it saved; not after a `ValueError` or
+    `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks with SIGTERM, after 30
     seconds with SIGKILL, and raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see
     `heed_signals` for a rank that saves its work; of one that does not heed them yet, SIGTERM is the end, and SIGUSR1
     does nothing. A second SIGTERM ends all.
-    Raises `ValueError` if `ranks` is below 1, `max_restarts` below 0, or if `main` and `config` cannot be sent to
-    another process.
+    Raises `ValueError` if `ranks` is below 1, `max_restarts` below 0, if `main` and `config` cannot be sent to another
+    process, or if a rank raises it.
     """
     if ranks is None:
         ranks = max(1, torch.cuda.device_count())
@@ -119,10 +138,11 @@ def launch(
             failed = _start_ranks(_Job(main, config, ranks, os.getpid(), reports, relay.told), relay)
             if failed is None:
                 return
-            text, code, is_final = failed
-            print(censor(text), file=sys.stderr, flush=True)
-            if restart == max_restarts or is_final or relay.told_to_leave:
-                raise SystemExit(code)
+            if failed.refusal is not None:
+                raise ValueError(censor(failed.refusal)) from Refused(censor(failed.text))
+            print(censor(failed.text), file=sys.stderr, flush=True)
+            if restart == max_restarts or failed.is_final or relay.told_to_leave:
+                raise SystemExit(failed.code)
             print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
 
 
@@ -145,6 +165,14 @@ def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]
     return "\n".join(lines), exitcode if exitcode > 0 else 128 - exitcode
 
 
+def find_refusal(rank: int, reports: Sequence[Report]) -> str | None:
+    """What the rank that failed first refused; None if it did not refuse, or `rank`, the first seen, has no report.
+
+    Who died without a word may have made others say anything. Pure.
+    """
+    return reports[0].refusal if rank in [report.rank for report in reports] else None
+
+
 def _check_sendable(main: Callable[[C], None], config: C) -> None:
     try:
         pickle.dumps((main, config))
@@ -159,8 +187,8 @@ def _check_sendable(main: Callable[[C], None], config: C) -> None:
         raise ValueError("The ranks import `main` from its file, but it was typed in or piped. Put it in a script.")
 
 
-def _start_ranks(job: _Job[C], relay: Relay) -> tuple[str, int, bool] | None:
-    """Run the job on all ranks. If one fails: what to say, the code to exit with, and whether it would fail again.
+def _start_ranks(job: _Job[C], relay: Relay) -> _Failed | None:
+    """Run the job on all ranks. If one fails: how.
 
     Raises `SystemExit` if stopped.
     """
@@ -189,7 +217,8 @@ def _start_ranks(job: _Job[C], relay: Relay) -> tuple[str, int, bool] | None:
         if failure.exitcode == -signal.SIGINT:  # Ctrl-C reaches the ranks as well, and one was seen to die of it.
             _leave("Interrupted", signal.SIGINT)
         reports = _read_reports(job.reports)
-        return *tell_failure(rank, failure.exitcode, job.ranks, reports), any(report.is_final for report in reports)
+        told, code = tell_failure(rank, failure.exitcode, job.ranks, reports)
+        return _Failed(told, code, any(report.is_final for report in reports), find_refusal(rank, reports))
     except KeyboardInterrupt:
         _leave("Interrupted", signal.SIGINT)
     except Stopped:
@@ -226,12 +255,14 @@ def _run_rank(job: _Job[C]) -> None:
             done.set()
             return  # To the agent, a process that leaves without returning never finishes.
         with_code = isinstance(leaving.code, int)
-        _write_report(job.reports, f"exited with code {leaving.code}." if with_code else f"exited: {leaving.code}")
+        told = f"exited with code {leaving.code}." if with_code else f"exited: {leaving.code}"
+        _write_report(job.reports, Report(int(os.environ["RANK"]), told))
         raise SystemExit(leaving.code if with_code else 1) from leaving
     except BaseException as error:
         below = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # The frames of `main`.
         told = "failed:\n" + "".join(traceback.format_exception(below)).rstrip()
-        _write_report(job.reports, told, is_final=isinstance(error, FINAL))
+        refusal = str(error) if isinstance(error, ValueError) else None
+        _write_report(job.reports, Report(int(os.environ["RANK"]), told, isinstance(error, FINAL), refusal))
         raise SystemExit(1) from error
 
 
@@ -251,18 +282,15 @@ def _end(done: threading.Event) -> None:
         os._exit(0)
 
 
-def _write_report(folder: Path, text: str, *, is_final: bool = False) -> None:
+def _write_report(folder: Path, report: Report) -> None:
     """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment."""
-    path = folder / f"{time.time_ns():020d}-{os.environ['RANK']}-{int(is_final)}"
+    path = folder / f"{time.time_ns():020d}-{report.rank}"
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(json.dumps(report))
     part.rename(path)
 
 
 def _read_reports(folder: Path) -> list[Report]:
     """The reports of the ranks that failed, earliest first."""
     paths = sorted(path for path in folder.iterdir() if path.suffix != ".part")
-    names = [path.name.split("-") for path in paths]
-    return [
-        Report(int(rank), path.read_text(), final == "1") for path, (_, rank, final) in zip(paths, names, strict=True)
-    ]
+    return [Report(*json.loads(path.read_text())) for path in paths]

@@ -1,0 +1,36 @@
+"""Laws of what a run says of itself: no row is lost in silence, and what is said to stand does."""
+
+import json
+from pathlib import Path
+
+from watch import append_row, forget_after
+
+
+def write_rows(path: Path, steps: int) -> str:
+    for step in range(1, steps + 1):
+        append_row(path, {"step": step})
+    return path.read_text()
+
+
+def test_rows_that_are_written_again_go_and_that_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert forget_after(path, 3) == ""
+    write_rows(path, 3)
+    assert forget_after(path, 3) == ""
+    write_rows(path, 0)
+    append_row(path, {"step": 4})
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert forget_after(path, 3) == f"{path} has rows after step 3, 2 of them: they go, and are written again."
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_rows_of_a_run_that_left_no_checkpoint_stay_beside_those_of_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert forget_after(path, 0) == ""
+    for n, steps in ((1, 3), (2, 2)):
+        written = write_rows(path, steps)
+        assert forget_after(path, 0).endswith(f"they are kept in {tmp_path}/metrics-{n}.jsonl.")
+        assert not path.exists()
+        assert (tmp_path / f"metrics-{n}.jsonl").read_text() == written
+    assert len((tmp_path / "metrics-1.jsonl").read_text().splitlines()) == 3
