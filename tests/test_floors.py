@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("omni_mesh", "omni_parallel", "omni_data", "omni_ckpt", "omni_models")
-WATCHED = {*PACKAGES, "torch", "transformers", "datasets", "safetensors", "tyro", "pyarrow", "tokenizers"}
+LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tyro", "pyarrow", "tokenizers"}
+WATCHED = {*PACKAGES, *LIBRARIES, "PIL", "av", "soundfile", "soxr"}
 MAY_IMPORT = {
     "omni_mesh": {"torch"},
     "omni_parallel": {"torch", "omni_mesh"},
@@ -45,6 +46,7 @@ def test_a_package_declares_what_it_imports(package: str) -> None:
         "flash_attn": "flash_attn_4",
         "triton": "torch",
         "upath": "universal_pathlib",
+        "PIL": "pillow",
     }
     imported = {
         name.split(".")[0]
