@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "omni_parallel": {"torch", "omni_mesh"},
     "omni_data": set(),
     "omni_ckpt": {"torch", "safetensors"},
-    "omni_models": {"torch", "transformers", "safetensors", "tokenizers"},
+    "omni_models": {"torch", "transformers", "safetensors", "tokenizers", "PIL"},
 }
 """Of `WATCHED`, what `import <package>` may pull in; omni_data reads its libraries only when a source needs them."""
 SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("apps/*.py")])
