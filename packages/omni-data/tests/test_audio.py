@@ -79,7 +79,7 @@ def test_a_sound_of_the_limit_is_read_and_a_longer_one_refused_by_its_header():
         read_audio(cut, rate=4_000, most_seconds=1)
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [k for k in KINDS if k[0] not in ("MP3", "OGG")])
+@pytest.mark.parametrize(("kind", "subtype"), [k for k in KINDS if k[0] != "OGG"])
 def test_a_sound_that_is_cut_is_an_error_with_its_name(kind, subtype):
     data = encoded(np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000, kind, subtype)
     for size in (len(data) // 2, len(data) * 9 // 10, 10, 0):

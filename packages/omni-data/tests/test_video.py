@@ -168,6 +168,23 @@ def test_a_frame_that_cannot_be_decoded_is_named():
     assert len(read_video(bytes(data), fps=100, most_frames=2)[0]) == 2  # What is not needed does not matter.
 
 
+def test_a_decoder_does_not_make_up_what_it_cannot_read():
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data = bytearray(film("mov", "mjpeg", count=12, picture=noise))
+    pictures = [i for i in range(len(data)) if data[i : i + 3] == b"\xff\xd8\xff"]
+    at = (pictures[3] + pictures[4]) // 2
+    data[at : at + 40] = b"\xff\xd9" * 20  # The picture ends in the middle.
+    with pytest.raises(ValueError, match=r"bytes: frame 3: cannot be decoded"):
+        read_video(bytes(data), fps=100, most_frames=100)
+
+
+def test_a_film_that_is_cut_says_where():
+    data = film("avi", "mjpeg", count=5)
+    last = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xd8"][4]
+    with pytest.raises(ValueError, match=r"bytes: frame 4 is cut: the file is truncated"):
+        read_video(data[: last + 100], fps=100, most_frames=100)
+
+
 def test_playlists_and_other_things_are_refused_by_name(tmp_path):
     (tmp_path / "inner.mp4").write_bytes(film())
     for text in ("#EXTM3U\n#EXTINF:3,\ninner.mp4\n", "ffconcat version 1.0\nfile inner.mp4\n", "no film"):

@@ -18,7 +18,7 @@ _MOST_CHANNELS, _MOST_RATE = 16, 192_000
 def read_audio(source: Blob, *, rate: int, most_seconds: float) -> NDArray[np.float32]:
     """(T,) float32: the mean of all channels, within about -1 to 1, `rate` samples a second. Effect: reads `source`.
 
-    Ogg and MP3 have no length in their header, so that of a file which was cut, what is left is read.
+    Ogg, and MP3 without a Xing header, do not say how long they are: of such a file that was cut, what is left is read.
 
     Args:
         source: WAV, FLAC, Ogg, MP3 or another format of libsndfile: bytes, a path, or `{"bytes": ..., "path": ...}`.
