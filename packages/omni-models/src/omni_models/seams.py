@@ -61,6 +61,8 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
         module.config._attn_implementation_internal = NAME
     for module in filter(overlays_images, inner):
         module.register_forward_pre_hook(_refuse_images, with_kwargs=True)
+    for tower in _towers(model, inner):
+        tower.register_forward_pre_hook(_forget_documents, with_kwargs=True)
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
     return exact_rope(use_linear(model))
 
@@ -138,6 +140,19 @@ def _attend_of_module(
     if attend is None:
         raise ValueError(f"{type(module).__name__} calls attention but was not found by use_attention.")
     return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
+
+
+def _towers(model: PreTrainedModel, inner: list[PreTrainedModel]) -> list[PreTrainedModel]:
+    """Those of the models inside that are beside the decoder of text, not in it and not around it."""
+    decoder = model.get_decoder()
+    inside = set(decoder.modules())
+    return [module for module in inner if module not in inside and decoder not in set(module.modules())]
+
+
+def _forget_documents(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[object, Any]:
+    """Where documents of text end is handed to towers, too, and those of images take it for where images end, which has
+    the same name there; without it they count that themselves."""
+    return args, {name: value for name, value in kwargs.items() if name not in ("cu_seqlens", "max_seqlen")}
 
 
 def _refuse_images(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
