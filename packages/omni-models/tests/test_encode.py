@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from senses import SEEING, film, make_model, make_processor, picture, sound
 
 from omni_models import Media, count_features, encode_media, token_kinds
@@ -130,8 +132,10 @@ def test_what_is_learnt_follows_the_placeholders_which_never_are(family, chat):
     got = encode_media(processor, config, messages, media, render=learn_marked)
     said = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
     assert processor.tokenizer.decode(got.tokens_N[got.learn_N]) == "".join(said)
-    own = own_output(processor, messages, media, return_assistant_tokens_mask=True)
-    assert got.learn_N.tolist() == np.array(own["assistant_masks"]).reshape(-1).astype(bool).tolist()
+    # Before, transformers had its masks beside what is said, once a placeholder was replaced.
+    if Version(transformers.__version__) >= Version("5.23"):
+        own = own_output(processor, messages, media, return_assistant_tokens_mask=True)
+        assert got.learn_N.tolist() == np.array(own["assistant_masks"]).reshape(-1).astype(bool).tolist()
     everything = encode_media(processor, config, messages, media, render=learn_all)
     assert np.array_equal(everything.learn_N, got.kinds_N == 0)
 
