@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from senses import SEEING, film, make_model, make_processor, picture
+from senses import SEEING, film, make_model, make_processor, picture, sound
 
 from omni_data import Sample, document_bounds, pack_batch, render_chat
 from omni_models import Media, encode_media, media_positions, summed_loss, use_attention
 
-IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
+IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
 
 
 def chat(*parts, said="A cat."):
@@ -30,9 +30,15 @@ FILMS = [
     (chat("1", VIDEO, "2", VIDEO), Media(videos=[film(2, 9, 40, 4), film(4, 20, 20, 5, fps=0.5)])),
 ]
 BOTH = [(chat(IMAGE, VIDEO), Media([picture(33, 9, 3)], [film(2, 9, 40, 4)]))]
+SOUNDS = [
+    (chat(AUDIO, "What?", AUDIO), Media(audios=[sound(10_000), sound(4_000)])),
+    (chat("No sound.", said="Nothing."), Media()),
+    (chat("x", AUDIO, said="A bell."), Media(audios=[sound(14_000, 3)])),
+]
 # GLM-4V writes films with the tokens of images; transformers refuses a batch of both.
 CASES = [(family, [*IMAGES, *FILMS, *BOTH]) for family in SEEING if family != "glm4v"]
 CASES += [("glm4v", IMAGES), ("glm4v", FILMS)]
+HEARD = [("qwen2_audio", SOUNDS)]
 
 
 def encoded(family, model, documents):
@@ -48,9 +54,8 @@ def loss_alone(model, document):
     """The summed loss that plain transformers makes of one document, by its processor's own output."""
     tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
     kinds_1N = torch.from_numpy(document.kinds_N).long()[None]
-    logits_1NV = model(
-        input_ids=tokens_1N, mm_token_type_ids=kinds_1N, use_cache=False, **tensors(document.arrays)
-    ).logits
+    kinds = {"mm_token_type_ids": kinds_1N} if hasattr(model.config, "vision_config") else {}
+    logits_1NV = model(input_ids=tokens_1N, use_cache=False, **kinds, **tensors(document.arrays)).logits
     labels_N = torch.where(torch.from_numpy(document.learn_N), tokens_1N[0], -100)[1:]
     return F.cross_entropy(logits_1NV[0, :-1], labels_N, ignore_index=-100, reduction="sum")
 
@@ -78,7 +83,7 @@ def arguments(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("family", "documents"), CASES, ids=lambda value: value if isinstance(value, str) else len(value)
+    ("family", "documents"), CASES + HEARD, ids=lambda value: value if isinstance(value, str) else len(value)
 )
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_packed_row_has_the_loss_and_gradients_of_its_documents_alone(family, documents, attention):

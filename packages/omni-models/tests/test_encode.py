@@ -9,7 +9,7 @@ import transformers
 from packaging.version import Version
 from senses import SEEING, film, make_model, make_processor, picture, sound
 
-from omni_models import Media, count_features, encode_media, token_kinds
+from omni_models import Media, count_features, encode_media, media_problems, token_kinds
 from omni_models.encode import _metadata
 
 IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
@@ -146,6 +146,27 @@ def test_a_placeholder_that_the_assistant_says_is_not_learnt():
     got = encode_media(processor, config, messages, Media([picture(20, 30)]), render=learn_marked)
     said = processor.tokenizer.decode(got.tokens_N[got.learn_N])
     assert said == "Here: <|vision_start|><|vision_end|><|im_end|>"
+
+
+def test_the_template_is_given_its_arguments_or_is_another():
+    processor, config = make_processor("qwen2_vl", marked=True), make_model("qwen2_vl").config
+    messages, media = CHATS["text"]
+    other = "{{ greeting }}{% generation %}{{ messages[1].content }}{% endgeneration %}"
+    how = {"chat_template": other, "greeting": "Good day! "}
+    got = encode_media(processor, config, messages, media, render=learn_marked, template_kwargs=how)
+    assert processor.tokenizer.decode(got.tokens_N) == "Good day! Hello!"
+    assert processor.tokenizer.decode(got.tokens_N[got.learn_N]) == "Hello!"
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="the processor has no chat template: name one as template_kwargs"):
+        encode_media(processor, config, messages, media)
+
+
+def test_patches_that_are_not_those_of_the_grid_are_told():
+    config = make_model("qwen2_vl").config
+    media = {"image_grid_thw": np.array([[1, 4, 4]]), "pixel_values": np.zeros((15, 96), np.float32)}
+    tokens = np.full(4, config.image_token_id)
+    problems = media_problems(config, tokens, media)
+    assert problems == ["pixel_values has 15 patches where image_grid_thw tells of 16."]
 
 
 def test_parts_and_media_that_differ_are_refused_with_their_numbers():

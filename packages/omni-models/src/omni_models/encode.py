@@ -15,9 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.processing_utils import ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
-from transformers.video_utils import VideoMetadata
 
 from omni_models.media import TEXT, media_problems, token_kinds
 
@@ -73,7 +70,7 @@ class Encoded:
 
 
 def encode_media(
-    processor: ProcessorMixin,
+    processor: Any,
     config: PreTrainedConfig,
     messages: Sequence[Message],
     media: Media,
@@ -162,6 +159,8 @@ class _Reader:
         return self.processor.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **options: Any) -> Any:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         options = {**self.template_kwargs, **options}
         masked = options.pop("return_assistant_tokens_mask", False)
         options.pop("return_dict", None)
@@ -231,8 +230,10 @@ def _before(offsets: Sequence[Sequence[int]], replaced: Sequence[Mapping[str, An
     return found
 
 
-def _metadata(shape: Sequence[int], times_F: NDArray[np.float64]) -> VideoMetadata:
+def _metadata(shape: Sequence[int], times_F: NDArray[np.float64]) -> Any:
     """What processors are told of a film whose frames are chosen already."""
+    from transformers.video_utils import VideoMetadata
+
     frames, height, width = shape[:3]
     last = float(times_F[-1] - times_F[0])
     seconds = last * frames / (frames - 1) if last else 1.0

@@ -116,31 +116,29 @@ def media_positions(
     Raises:
         ValueError: if the placeholders of a document do not fit its media, or the model's positions depend on more.
     """
-    positions_BS = torch.zeros_like(tokens_BS)
-    for row, span in _documents(segments_BS):
-        positions_BS[row, span] = torch.arange(span.stop - span.start)
     part: Any = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
-    if part is None:
-        return positions_BS
-    takes = inspect.signature(part.get_rope_index).parameters
-    if "mm_token_type_ids" not in takes:
+    takes = {} if part is None else inspect.signature(part.get_rope_index).parameters
+    if part is not None and "mm_token_type_ids" not in takes:
         raise ValueError(f"{type(part).__name__} gives positions by more than tokens and grids: it is not built yet.")
     media = {name: array.cpu() for name, array in media.items()}
     counted = count_features(model.config, media)
     features = {kind: counted.get(kind, []) for kind in _NAMES}
     first = dict.fromkeys(_NAMES, 0)
-    planes_PBS = positions_BS.repeat(4, 1, 1)
+    planes_PBS = tokens_BS.new_zeros(4, *tokens_BS.shape)
     for row, span in _documents(segments_BS):
         tokens_N = tokens_BS[row, span]
+        planes_PBS[0, row, span] = torch.arange(len(tokens_N))
         kinds_N = token_kinds(model.config, tokens_N.numpy())
         own = {k: _take(features[k], first[k], int((kinds_N == k).sum()), row, k) for k in _NAMES}
         first = {k: taken.stop for k, taken in own.items()}
+        if part is None:
+            continue
         facts = {name: media[name][own[k]] for name, k in _OWNERS.items() if name in media and name in takes}
         types_1N = torch.from_numpy(kinds_N.astype(np.int64))[None]
         planes_PBS[1:, row, span] = part.get_rope_index(tokens_N[None], mm_token_type_ids=types_1N, **facts)[0][:, 0]
     if left := [f"{len(features[k]) - count} {_NAMES[k]}(s)" for k, count in first.items() if count < len(features[k])]:
         raise ValueError(f"no document has placeholders for {', '.join(left)} of the media given.")
-    return planes_PBS
+    return planes_PBS[0] if part is None else planes_PBS
 
 
 def _take(features: Sequence[int], start: int, tokens: int, row: int, kind: int) -> slice:
