@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("omni_mesh", "omni_parallel", "omni_data", "omni_ckpt", "omni_models")
-WATCHED = {*PACKAGES, "torch", "transformers", "datasets", "safetensors", "tyro", "pyarrow", "tokenizers"}
+LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tyro", "pyarrow", "tokenizers"}
+WATCHED = {*PACKAGES, *LIBRARIES, "PIL", "av", "soundfile", "soxr"}
 MAY_IMPORT = {
     "omni_mesh": {"torch"},
     "omni_parallel": {"torch", "omni_mesh"},
     "omni_data": set(),
     "omni_ckpt": {"torch", "safetensors"},
-    "omni_models": {"torch", "transformers", "safetensors", "tokenizers"},
+    "omni_models": {"torch", "transformers", "safetensors", "tokenizers", "PIL"},
 }
 """Of `WATCHED`, what `import <package>` may pull in; omni_data reads its libraries only when a source needs them."""
 SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("apps/*.py")])
@@ -45,6 +46,7 @@ def test_a_package_declares_what_it_imports(package: str) -> None:
         "flash_attn": "flash_attn_4",
         "triton": "torch",
         "upath": "universal_pathlib",
+        "PIL": "pillow",
     }
     imported = {
         name.split(".")[0]

@@ -2,10 +2,12 @@
 
 import os
 import signal
+from io import BytesIO
 
 import numpy as np
+from PIL import Image
 
-from omni_data import Sample
+from omni_data import Documents, Sample, read_image
 
 
 class Lines:
@@ -22,6 +24,25 @@ def with_patches(document):
     """A sample of at most 64 tokens with a 'patch' for each, of which the even ones are learnt."""
     tokens_N = np.array(document[:64], np.int32)
     return Sample(tokens_N, tokens_N % 2 == 0, {"patches": np.stack([tokens_N, tokens_N], 1).astype(np.float32)})
+
+
+def picture(number):
+    """The record of an image 6 pixels wide, of which every seventh was cut in the middle."""
+    rows_HW3 = np.random.default_rng(number).integers(0, 256, (2 + number % 30, 6, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(rows_HW3).save(file, ("PNG", "JPEG", "WEBP", "BMP", "TIFF")[number % 5])
+    content = file.getvalue()
+    return {"image": {"bytes": content[: len(content) // 2] if number % 7 == 6 else content, "path": f"{number}.img"}}
+
+
+PICTURES = Documents("pictures", [picture(number) for number in range(83)])
+
+
+def with_pixels(record):
+    """A sample with a token for each row of pixels of an image, and these."""
+    image_HW3 = read_image(record["image"], most_pixels=10_000)
+    tokens_N = image_HW3.reshape(len(image_HW3), -1).astype(np.int32).sum(axis=1)
+    return Sample(tokens_N, tokens_N % 2 == 0, {"pixels": image_HW3.reshape(len(image_HW3), -1)})
 
 
 def refuse_odd(document):

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from encoders import Lines, refuse_odd, with_patches
+from encoders import PICTURES, Lines, refuse_odd, with_patches, with_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,8 +38,16 @@ KINDS = {
     "fit of a mix": {"source": [Part(WEB, 0.7), Part(Lines(), 0.3)], "packing": Packing("fit", max_len=40)},
     "single": {"source": WEB, "packing": Packing("single", long="right")},
     "media": {"source": CODE, "packing": Packing("fit"), "encode": with_patches},
+    "images": {"source": PICTURES, "packing": Packing("fit"), "encode": with_pixels, "max_bad": 10**9},
     "finite": {"source": [Part(WEB, 0.7, epochs=1), Part(CODE, 0.3, epochs=2)], "until": "all"},
 }
+
+
+def media_of_rows(batch):
+    """The media of each row, of which there is here as much as there are tokens."""
+    stops = (batch.segments_BS > 0).sum(axis=1).cumsum()[:-1]
+    parts = [[part.tobytes() for part in np.split(array, stops)] for array in batch.media.values()]
+    return list(zip(*parts, strict=True)) if parts else [()] * len(batch.tokens_BS)
 
 
 def steps_of(kind, count, **how):
@@ -55,7 +63,8 @@ def steps_of(kind, count, **how):
     steps = []
     for together in zip(*ranks, strict=True):
         by_rank = [
-            list(zip(unpack_batch(b), b.labels_BS.tolist(), b.sources_B.tolist(), strict=True)) for b, _ in together
+            list(zip(unpack_batch(b), b.labels_BS.tolist(), b.sources_B.tolist(), media_of_rows(b), strict=True))
+            for b, _ in together
         ]
         steps.append([row for rows in zip(*by_rank, strict=True) for row in rows])
     return steps, merge_cursors([rank[-1][1] for rank in ranks])
@@ -161,6 +170,25 @@ def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_fi
     lines = str(caught.value).splitlines()
     assert lines[0] == "7 documents cannot be used, of max_bad=6:"
     assert lines[1:] == [f"  numbers: row {i}: {i} is odd." for i in (1, 3, 5, 7, 9)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_cannot_be_read_are_bad_documents(workers):
+    how = {"shard": 0, "num_shards": 1, "rows": 4, "seq_len": S, "virtual_shards": V, "workers": workers}
+    stream = partial(
+        stream_batches, [Part(PICTURES, epochs=1)], Cursor(), encode=with_pixels, packing=Packing("fit"), **how
+    )
+    spoilt = [number for number in range(len(PICTURES)) if number % 7 == 6]
+    counts = sum((batch.counts for batch, _ in stream(max_bad=len(spoilt))), Counts())
+    assert (counts.bad, counts.documents) == (len(spoilt), len(PICTURES) - len(spoilt))
+    with pytest.raises(ValueError) as caught:
+        list(stream(max_bad=len(spoilt) - 1))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{len(spoilt)} documents cannot be used, of max_bad={len(spoilt) - 1}:"
+    assert len(lines) == 6
+    for line in lines[1:]:
+        row = int(line.partition(": row ")[2].partition(":")[0])
+        assert row in spoilt and f"pictures: row {row}: {row}.img: cannot be decoded: " in line
 
 
 def test_a_source_that_is_all_bad_stops_with_its_first_reasons():

@@ -1,5 +1,7 @@
 """Documents to packed batches, in one global order that resumes to the token."""
 
+from omni_data.audio import read_audio
+from omni_data.blob import Blob
 from omni_data.chat import ChatTokenizer, Learn, encode_chat, render_chat
 from omni_data.combine import beginning, concatenate, mapped
 from omni_data.conversations import Conversation, conversation_of
@@ -7,6 +9,7 @@ from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json,
 from omni_data.document import Document, Documents, Record, Source, place_of
 from omni_data.fingerprint import fingerprint
 from omni_data.fit import fit_rows
+from omni_data.images import read_image
 from omni_data.make import Encode, encode_document
 from omni_data.mix import Part, parse_weight
 from omni_data.order import permute
@@ -19,11 +22,12 @@ from omni_data.source import open_records, open_source
 from omni_data.stream import Stream, stream_batches
 from omni_data.synth import builtin_chats, builtin_corpus, synthetic_documents
 from omni_data.tokens import TextTokenizer, byte_tokenizer, read_tokenizer
+from omni_data.video import pick_frames, read_video
 from omni_data.window import Cost, Packing
 
 __all__ = [
-    "IGNORE",
     "Batch",
+    "Blob",
     "ChatTokenizer",
     "Conversation",
     "Cost",
@@ -32,6 +36,7 @@ __all__ = [
     "Document",
     "Documents",
     "Encode",
+    "IGNORE",
     "Learn",
     "Packing",
     "Pair",
@@ -64,9 +69,13 @@ __all__ = [
     "pair_of",
     "parse_weight",
     "permute",
+    "pick_frames",
     "place_of",
     "prefetch",
+    "read_audio",
+    "read_image",
     "read_tokenizer",
+    "read_video",
     "render_chat",
     "render_pair",
     "sample_of",

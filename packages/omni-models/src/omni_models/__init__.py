@@ -17,6 +17,9 @@ from omni_models.build import read_config as read_config
 from omni_models.build import save_config as save_config
 from omni_models.choose import attention_problems as attention_problems
 from omni_models.choose import choose_attention as choose_attention
+from omni_models.encode import Encoded as Encoded
+from omni_models.encode import Media as Media
+from omni_models.encode import encode_media as encode_media
 from omni_models.experts import ExpertsFn as ExpertsFn
 from omni_models.experts import choose_experts as choose_experts
 from omni_models.experts import experts_problems as experts_problems
@@ -31,6 +34,10 @@ from omni_models.loss import choose_loss as choose_loss
 from omni_models.loss import count_targets as count_targets
 from omni_models.loss import loss_problems as loss_problems
 from omni_models.loss import summed_loss as summed_loss
+from omni_models.media import count_features as count_features
+from omni_models.media import media_positions as media_positions
+from omni_models.media import media_problems as media_problems
+from omni_models.media import token_kinds as token_kinds
 from omni_models.presets import PRESETS as PRESETS
 from omni_models.rope import exact_rope as exact_rope
 from omni_models.seams import map_attention as map_attention

@@ -7,6 +7,7 @@ modeling files stay as they are. Linear attention has no such registry: see `omn
 """
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -33,7 +34,8 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
     """The same model, every attention module of which calls `attend`. Donates `model`.
 
     What else depends on where documents end does so from then on too, if it has such: its gated delta rule layers
-    (`omni_models.linear`) and its position encodings (`omni_models.rope`).
+    (`omni_models.linear`) and its position encodings (`omni_models.rope`). A tower that reads a mask, for padded sounds
+    for example, keeps the attention that it has: no backend here reads one.
 
     Args:
         model: any model whose attention goes through transformers' attention interface.
@@ -47,8 +49,10 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
             raise ValueError(f"there is no attention {attend!r}; there are {', '.join(ATTENTIONS)}.")
         attend = ATTENTIONS[attend]
     AttentionInterface.register(NAME, _attend_of_module)
-    modules = [module for module in model.modules() if is_attention(module)]
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    inner = _models(model)
+    towers = _towers(model, inner)
+    apart = {module for tower in towers if _reads_mask(tower) for module in tower.modules()}
+    modules = [module for module in model.modules() if is_attention(module) and module not in apart]
     if not modules or not all(module._can_set_attn_implementation() for module in inner):
         raise ValueError(
             f"{type(model).__name__} does not call transformers' attention interface, the only way to its attention."
@@ -56,11 +60,13 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
     for module in modules:
         setattr(module, _ATTEND, attend)
     _own_config(model)
-    for module in inner:
+    for module in (module for module in inner if module not in apart):
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
     for module in filter(overlays_images, inner):
         module.register_forward_pre_hook(_refuse_images, with_kwargs=True)
+    for tower in towers:
+        tower.register_forward_pre_hook(_forget_documents, with_kwargs=True)
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
     return exact_rope(use_linear(model))
 
@@ -138,6 +144,28 @@ def _attend_of_module(
     if attend is None:
         raise ValueError(f"{type(module).__name__} calls attention but was not found by use_attention.")
     return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
+
+
+def _towers(model: PreTrainedModel, inner: list[PreTrainedModel]) -> list[PreTrainedModel]:
+    """Those of the models inside that are beside the decoder of text, not in it and not around it."""
+    decoder = model.get_decoder()
+    inside = set(decoder.modules())
+    return [module for module in inner if module not in inside and decoder not in set(module.modules())]
+
+
+def _reads_mask(tower: PreTrainedModel) -> bool:
+    """Whether a tower is given, or makes, a mask."""
+    return any("attention_mask" in inspect.getsource(inspect.unwrap(type(module).forward)) for module in _models(tower))
+
+
+def _models(module: nn.Module) -> list[PreTrainedModel]:
+    return [inner for inner in module.modules() if isinstance(inner, PreTrainedModel)]
+
+
+def _forget_documents(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[object, Any]:
+    """Where documents of text end is handed to towers, too, and those of images take it for where images end, which has
+    the same name there; without it they count that themselves."""
+    return args, {name: value for name, value in kwargs.items() if name not in ("cu_seqlens", "max_seqlen")}
 
 
 def _refuse_images(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
