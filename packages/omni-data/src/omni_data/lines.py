@@ -7,8 +7,9 @@ held open between reads, so a source pickles, forks and is shared between thread
 import codecs
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,7 @@ class JsonLines:
         return len(self.starts)
 
     def __getitem__(self, i: int, /) -> Record:
-        line = read_line(self.path, int(self.starts[i]))
-        try:
-            return record_of(json.loads(line.decode()), self.columns)
-        except json.JSONDecodeError as error:
-            hint = "every line must be a JSON object of its own"
-            raise ValueError(f"{self.place(i)}:{error.colno}: {error.msg}; {hint}.") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
-        except RecursionError:
-            raise ValueError(f"{self.place(i)}: nested too deeply.") from None
-        except ValueError as error:
-            raise ValueError(f"{self.place(i)}: {error}") from None
+        return parse_record(read_line(self.path, int(self.starts[i])), lambda: self.place(i), self.columns)
 
     def place(self, i: int) -> str:
         return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
@@ -66,11 +56,7 @@ class TextLines:
         return len(self.starts)
 
     def __getitem__(self, i: int, /) -> Record:
-        line = read_line(self.path, int(self.starts[i]))
-        try:
-            return {self.field: line.decode()}
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
+        return parse_text(read_line(self.path, int(self.starts[i])), lambda: self.place(i), self.field)
 
     def place(self, i: int) -> str:
         return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
@@ -80,13 +66,63 @@ def find_lines(path: Path) -> NDArray[np.int64]:
     """Where each line starts, in bytes, without the blank ones and a byte order mark. Effect: reads the file."""
     starts = array("q")
     with path.open("rb") as file:
-        at = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-        file.seek(at)
+        at = skip_mark(file)
         for line in file:
             if not line.isspace():
                 starts.append(at)
             at += len(line)
     return np.frombuffer(starts, np.int64) if starts else np.empty(0, np.int64)
+
+
+def skip_mark(file: BufferedReader) -> int:
+    """How many bytes of `file` a byte order mark takes. Effect: reads past it."""
+    return len(file.read(len(codecs.BOM_UTF8))) if file.peek(1 << 10).startswith(codecs.BOM_UTF8) else 0
+
+
+def walk_lines(file: BufferedReader, at: int = 0, number: int = 0) -> Iterator[tuple[bytes, list[int]]]:
+    """The lines of `file` that are not blank, without their ends, each with the byte after it and its number, from 1
+    and with blank lines. Effect: reads the file.
+
+    Args:
+        file: it stands at byte `at`.
+        number: of the line that ends there.
+    """
+    at = at or skip_mark(file)
+    for number, line in enumerate(file, number + 1):
+        at += len(line)
+        if not line.isspace():
+            yield line.rstrip(b"\r\n"), [at, number]
+
+
+def parse_record(line: bytes, place: Callable[[], str], columns: Sequence[str] | None = None) -> Record:
+    """The record that a line of JSON spells.
+
+    Raises:
+        ValueError: "place:column: what", if it is none.
+    """
+    try:
+        return record_of(json.loads(line.decode()), columns)
+    except json.JSONDecodeError as error:
+        hint = "every line must be a JSON object of its own"
+        raise ValueError(f"{place()}:{error.colno}: {error.msg}; {hint}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place()}:{error.start + 1}: {not_utf8(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{place()}: nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{place()}: {error}") from None
+
+
+def parse_text(line: bytes, place: Callable[[], str], field: str) -> Record:
+    """The record of the one field that a line of text is.
+
+    Raises:
+        ValueError: "place:column: what", if it is not UTF-8.
+    """
+    try:
+        return {field: line.decode()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place()}:{error.start + 1}: {not_utf8(error)}") from None
 
 
 def read_line(path: Path, start: int) -> bytes:
