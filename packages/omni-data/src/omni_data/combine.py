@@ -97,7 +97,7 @@ class MappedStream(Generic[T_co]):
 def mapped(source: Source[S], f: Callable[[S], T]) -> Source[T]: ...
 @overload
 def mapped(source: Streamed[S], f: Callable[[S], T]) -> Streamed[T]: ...
-def mapped(source: Any, f: Callable[[Any], Any]) -> Any:
+def mapped(source: Source[Any] | Streamed[Any], f: Callable[[Any], Any]) -> Any:
     """`f` of every item of `source`, computed when it is read.
 
     A ValueError of `f` is raised with the place of the item before it, any other error with the place as a note. It

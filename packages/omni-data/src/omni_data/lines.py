@@ -88,8 +88,8 @@ def walk_lines(file: BufferedReader, at: int = 0, number: int = 0) -> Iterator[t
         number: of the line that ends there.
     """
     at = at or skip_mark(file)
-    for number, line in enumerate(file, number + 1):
-        at += len(line)
+    for line in file:
+        at, number = at + len(line), number + 1
         if not line.isspace():
             yield line.rstrip(b"\r\n"), [at, number]
 

@@ -13,7 +13,7 @@ A document that cannot be used is told, not raised: whoever reads decides how ma
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from omni_data.document import Source, place_of
 from omni_data.order import permute
@@ -69,7 +69,7 @@ def decoded(item: T | Unread[T]) -> T:
     Raises:
         ValueError: if it cannot be used.
     """
-    return item.decode() if isinstance(item, Unread) else item
+    return cast(T, item.decode() if isinstance(item, Unread) else item)
 
 
 def first_of(source: Streamed[T], part: int) -> T | None:

@@ -124,7 +124,9 @@ def _open_parts(spec: str, columns: Sequence[str] | None, line: str, cache: Path
 
 
 def find_places(spec: str) -> list[Place]:
-    """The files of a path, a pattern or a URL, sorted, each of a known kind. Effect: looks at the disk, or asks storage.
+    """The files of a path, a pattern or a URL, sorted, each of a known kind.
+
+    Effect: looks at the disk, or asks the storage.
 
     Raises:
         ValueError: if there are none, or one is of another kind.

@@ -153,7 +153,8 @@ def stream_tar(
     Raises:
         ValueError: as of `open_tar`.
     """
-    key, found, end = None, {}, 0
+    key, end = None, 0
+    found: dict[str, Any] = {}
     for member, content in walk_members(file, name, state[0] if state else 0):
         if (split := split_name(member.name)) is None:
             continue
@@ -205,7 +206,7 @@ def walk_members(
     try:
         tar = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]  # All that it calls is there.
         while (member := tar.next()) is not None:
-            tar.members.clear()  # It would keep all of them.
+            tar.members.clear()  # type: ignore[attr-defined]  # It would keep all of them.
             if member.issparse():
                 raise ValueError(f"{name}: member {member.name!r} is sparse; write the tar without --sparse.")
             if member.isreg():
