@@ -33,7 +33,7 @@ from omni_data.content import Content
 
 disable_progress_bars()
 
-ROWS = [{"text": f"document é {i}" + "x" * (i % 7), "n": i} for i in range(2500)]
+ROWS = [{"text": f"document é {i}" + "x" * (i % 7), "n": i} for i in range(1300)]
 FEW = ROWS[:40]
 PACK = {
     "gz": gzip.compress,
@@ -116,6 +116,12 @@ def read(source, part, state=None):
     return [(item.decode(), after) for item, after in source.read(part, state)]
 
 
+def _rows(path, state):
+    """Rows of an Arrow file whose columns are more than `datasets` knows."""
+    for item, after in stream_records(str(path)).read(0, state):
+        yield item.decode(), after
+
+
 def records(source):
     return [record for part in range(source.parts) for record, _ in read(source, part)]
 
@@ -152,15 +158,13 @@ def test_a_part_goes_on_after_any_record(tmp_path, memory, kind):
             assert read(source, 0, json.loads(json.dumps(state))) == whole[done:], done
 
 
-def test_rows_that_are_spelled_in_dictionaries_go_on_too(tmp_path):
-    (tmp_path / "a.arrow").write_bytes(spelled(FEW))
-    whole = [
-        (item.place, state)
-        for item, state in stream_records(str(tmp_path / "a.parquet") if False else str(tmp_path / "a.arrow")).read(
-            0, None
-        )
-    ]
-    assert len(whole) == len(FEW)
+def test_values_that_are_spelled_in_a_dictionary_go_on_too(tmp_path):
+    path = tmp_path / "a.arrow"
+    path.write_bytes(spelled(FEW))
+    whole = list(_rows(path, None))
+    assert [row["text"] for row, _ in whole] == [row["text"] for row in FEW]
+    for done, (_, state) in enumerate(whole, 1):
+        assert list(_rows(path, state)) == whole[done:]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
@@ -177,24 +181,24 @@ def test_shards_of_a_dataset_are_read_and_gone_on_with(tmp_path, kind):
         for part in range(3):
             whole = read(source, part)
             for done, (_, state) in enumerate(whole, 1):
-                assert read(source, part, json.loads(json.dumps(state))) == whole[done:], done
+                rest = read(source, part, json.loads(json.dumps(state)))
+                # What the library goes on from may be spelled otherwise after it did.
+                assert [row for row, _ in rest] == [row for row, _ in whole[done:]], done
     with pytest.raises(ValueError, match="no field 'body'; there are 'text', 'n'"):
         stream_source(spec, field="body")
-    with pytest.raises(ValueError, match="hf:.*cannot load dataset .*split 'none'"):
+    with pytest.raises(ValueError, match=r"hf:.*cannot load dataset .*split 'none'"):
         stream_source(f"{spec}@none")
 
 
 def test_images_of_a_dataset_stay_what_the_file_holds(tmp_path):
     from datasets import Features, Image, Value
 
-    pixels = [{"bytes": b"no image at all", "path": None}]
-    features = Features({"image": Image(), "text": Value("string")})
+    pixels = {"bytes": b"no image at all", "path": None}
+    schema = Features({"image": Image(), "text": Value("string")}).arrow_schema
     (tmp_path / "data").mkdir()
-    Dataset.from_dict({"image": pixels, "text": ["a"]}, features=features).to_parquet(
-        str(tmp_path / "data" / "a.parquet")
-    )
+    pq.write_table(pa.Table.from_pylist([{"image": pixels, "text": "a"}], schema), tmp_path / "data" / "a.parquet")
     spec = f"hf:{tmp_path / 'data'}"
-    assert records(stream_records(spec)) == list(open_records(spec)) == [{"image": pixels[0], "text": "a"}]
+    assert records(stream_records(spec)) == list(open_records(spec)) == [{"image": pixels, "text": "a"}]
 
 
 def test_folders_and_patterns_are_their_files_in_order_and_each_is_a_part(tmp_path, memory):
@@ -252,14 +256,17 @@ def test_a_bad_line_is_told_with_its_place_and_counted_and_the_stream_goes_on(tm
         ]
 
 
-def test_what_encodes_a_document_is_told_where_it_is_from(tmp_path):
-    for kind, place in (("jsonl", ":3"), ("parquet", ": row 0"), ("tar", ": sample 'd/é0000'")):
+def test_what_cannot_be_encoded_is_told_where_it_is_from(tmp_path):
+    def refuse(text):
+        if text == FEW[3]["text"]:
+            raise ValueError("not this one.")
+        return list(text.encode())
+
+    for kind, place in (("jsonl", ":8"), ("txt", ":7"), ("parquet", ": row 3"), ("tar", ": sample 'd/é0003'")):
         path = write(tmp_path / f"a.{kind}")
-        stream = stream_batches(stream_source(path), Cursor(), shuffle=False, **{**BATCHES, "tokenize": None})
         with pytest.raises(ValueError) as caught:
-            next(stream)
-        where = f"{path}:2" if kind == "jsonl" else f"{path}{place}"
-        assert str(caught.value) == f"{where}: documents are text; give `tokenize`."
+            list(stream_batches([Part(stream_source(path), epochs=1)], Cursor(), **{**BATCHES, "tokenize": refuse}))
+        assert str(caught.value) == f"{path}{place}: not this one."
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind not in ("txt", "json", "jsonl")])
@@ -268,7 +275,8 @@ def test_a_file_that_was_cut_is_an_error_with_its_name_and_what_was_read(tmp_pat
     whole = FILES[kind](ROWS)
     path.write_bytes(whole)
     source = stream_records(str(path))
-    for size in (0, 1, 10, len(whole) // 2, len(whole) - 5):
+    last = whole.rstrip(b"\0") if kind == "tar" else whole  # After its end mark, a tar is filled up.
+    for size in (0, 1, 10, len(whole) // 2, len(last) - 5):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError) as caught:
             records(source)
@@ -317,7 +325,6 @@ def test_a_file_that_became_shorter_than_the_place_in_it_is_an_error(tmp_path):
         ("a.jsonl", b'{"body": "a"}', "1: no field 'text'; there are 'body'"),
         ("a.txt", b"ab\xe9", "1:3: byte 0xe9 is not UTF-8"),
         ("a.parquet.gz", b"", "a table that is compressed as a whole cannot be streamed"),
-        ("a.csv", b"a", r"the kind of a file is its ending, one of \.txt"),
     ],
 )
 def test_what_is_wrong_with_the_first_record_of_any_file_is_found_at_once(tmp_path, memory, name, content, message):

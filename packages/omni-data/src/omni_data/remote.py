@@ -223,7 +223,8 @@ def _open_zst(file: Any) -> Any:
     # Of the readers of zstd at hand, this one reads all frames of a file, and says when the last one is cut.
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.OSFile(str(file)) if isinstance(file, Path) else pa.PythonFile(file), "zstd")
+    raw = pa.OSFile(str(file)) if isinstance(file, Path) else pa.PythonFile(file, "r")
+    return pa.CompressedInputStream(raw, "zstd")
 
 
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)

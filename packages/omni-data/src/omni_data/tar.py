@@ -214,6 +214,9 @@ def walk_members(
                 yield member, content
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{name}: not a whole tar: {error}, at byte {forward.at}. {_AGAIN}") from None
+    if not forward.file.seekable():  # What is compressed is checked up to its own end.
+        while forward.file.read(1 << 20):
+            pass
     # The library takes a header that it cannot read for the end of the tar, and also the end of the file.
     if forward.last != bytes(tarfile.BLOCKSIZE):
         whole = len(forward.last) == tarfile.BLOCKSIZE
