@@ -16,7 +16,7 @@ from itertools import count, islice
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from omni_data.document import Source, place_of
-from omni_data.order import permute
+from omni_data.order import permutation
 from omni_data.sample import Sample
 
 T = TypeVar("T")
@@ -107,11 +107,14 @@ class Turns:
     def take(self, size: int, start: int) -> Iterator[tuple[int, int, int]]:
         """From the shard's `start`-th turn on, the number of the turn, the item of `size` whose turn it is, and the
         epoch. Pure."""
+        order, ordered = int, None
         for turn in count(start):
             epoch, i = divmod(self.shard + turn * self.shards, size)
             if self.epochs is not None and epoch >= self.epochs:
                 return
-            yield turn, permute(i, size, (self.seed, epoch)) if self.shuffle else i, epoch
+            if self.shuffle and epoch != ordered:
+                order, ordered = permutation(size, (self.seed, epoch)), epoch
+            yield turn, order(i), epoch
 
 
 def read_samples(
@@ -170,12 +173,13 @@ def _read_parts(source: Streamed[Any], encode: Callable[[Any], Sample], turns: T
             after = read[-1][1]
             if block % shares == share:
                 idle = 0
-                order = [permute(i, len(read), (turns.seed, epoch, piece, block)) for i in range(len(read))]
+                order = permutation(len(read), (turns.seed, epoch, piece, block)) if turns.shuffle else int
                 for i in range(done, len(read)):
-                    item = read[order[i] if turns.shuffle else i][0]
+                    number = order(i)
+                    item = read[number][0]
                     whole = i + 1 == len(read)
                     next_at = [turn, block + 1, after, 0] if whole else [turn, block, state, i + 1]
-                    where = f"{source.name}: part {part}, document {block * BLOCK + (order[i] if turns.shuffle else i)}"
+                    where = f"{source.name}: part {part}, document {block * BLOCK + number}"
                     yield _unread(item, encode, where, next_at)
             block, state, done = block + 1, after, 0
         block, state, done = 0, None, 0
