@@ -9,7 +9,8 @@ with each number of workers, so that whatever else the machine does, it does to 
 
 - tokens_per_s, mb_per_s: of wall time. tokens_per_cpu_s: of the time that this process and its workers had a core;
   where a machine has fewer cores than processes, or others use them, this is the one to compare.
-- of_one_by_one, of_lists: tokens_per_cpu_s over that of the bare tokenizer.
+- of_one_by_one, of_lists: tokens_per_cpu_s over that of the bare tokenizer. of_core: over `encode_batch_fast` of
+  lists of the library `tokenizers`, which is what both are made of, without anything around it.
 """
 
 import json
@@ -68,10 +69,15 @@ def main(config: Config) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Every process that is measured has one core.
     name = write(config)
     bare = PreTrainedTokenizerFast.from_pretrained(config.folder / "tokenizer")
+    core = bare.backend_tokenizer
     texts = [text for text, _ in zip(cycle(builtin_corpus()), range(config.tokens // 100), strict=False)]
     per_token = sum(len(text.encode()) for text in texts) / sum(map(len, bare(texts)["input_ids"]))
     ways: dict[str, Callable[[], Speed]] = {
         "one_by_one": lambda: measure(len(bare(text)["input_ids"]) for text in texts),
+        "core": lambda: measure(
+            sum(len(e.ids) for e in core.encode_batch_fast(texts[i : i + config.lot]))
+            for i in range(0, len(texts), config.lot)
+        ),
         "lists": lambda: measure(
             sum(map(len, bare(texts[i : i + config.lot])["input_ids"])) for i in range(0, len(texts), config.lot)
         ),
@@ -86,7 +92,7 @@ def main(config: Config) -> None:
             found[way].append(run())
     figures = {way: told(speeds, per_token) for way, speeds in found.items()}
     for figure in figures.values():
-        for other in ("one_by_one", "lists"):
+        for other in ("one_by_one", "lists", "core"):
             figure[f"of_{other}"] = round(figure["tokens_per_cpu_s"] / figures[other]["tokens_per_cpu_s"], 3)
     print(json.dumps({"cores": os.cpu_count(), "bytes_per_token": round(per_token, 3), **figures}, indent=2))
 

@@ -413,3 +413,22 @@ def test_items_of_a_stream_of_ones_own_may_be_undecoded():
     stream = stream_batches([Part(Own(), epochs=1)], Cursor(), shuffle=False, **{**BATCHES, "seq_len": 4})
     assert [batch.tokens_BS.tolist() for batch, _ in stream] == [[[1, 2, 3, 4]]]
     assert records(mapped(Own(), sum)) == [3, 7]
+
+
+def test_what_the_library_cannot_read_is_told_with_the_shard(tmp_path):
+    for i in range(2):
+        write(tmp_path / "data" / f"{i}.jsonl")
+    source = stream_source(f"hf:{tmp_path / 'data'}")
+    (tmp_path / "data" / "1.jsonl").write_bytes(b'{"text": "a"}\n{"text": }\n')
+    with pytest.raises(ValueError, match=r"hf:.*/data: shard 1: not a readable dataset: .*; 0 rows of it were read"):
+        records(source)
+
+
+def test_a_row_group_is_not_held_whole(tmp_path):
+    table = pa.table({"text": [os.urandom(1000).hex() for _ in range(10_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    source = stream_source(str(tmp_path / "a.parquet"))
+    before = pa.total_allocated_bytes()
+    items = source.read(0, 5000)
+    next(items)
+    assert pa.total_allocated_bytes() - before < 8_000_000

@@ -19,6 +19,9 @@ from omni_data.remote import Place
 ROWS = 1024
 """Rows that are decoded at a time."""
 
+BUFFER = 1 << 18
+"""Bytes of a column of parquet that are read at a time."""
+
 Rows = Iterator[tuple[Unread[Record], Any]]
 
 
@@ -35,7 +38,8 @@ def stream_parquet(place: Place, columns: Sequence[str] | None, state: int | Non
     with (
         _told(place, "parquet file", lambda: done),
         open_content(place) as file,
-        pq.ParquetFile(file) as table,
+        # Else it would hold whole columns of a row group, in every virtual shard.
+        pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER) as table,
     ):
         check_columns(place.name, columns, table.schema_arrow.names)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
@@ -43,7 +47,7 @@ def stream_parquet(place: Place, columns: Sequence[str] | None, state: int | Non
             if stop <= done:
                 continue
             first = stop - sizes[group]
-            for batch in table.iter_batches(ROWS, row_groups=[group], columns=wanted):
+            for batch in table.iter_batches(ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 found = dict(zip(batch.schema.names, batch.columns, strict=True))
                 for row in range(max(0, done - first), batch.num_rows):
                     done = first + row + 1
@@ -90,12 +94,14 @@ def stream_shard(dataset: Any, name: str, part: int, columns: Sequence[str] | No
     Raises:
         ValueError: if they cannot be read.
     """
+    from datasets.exceptions import DatasetsError
+
     shard = dataset.shard(dataset.num_shards, part)
     done, resume = state or (0, None)
     if resume is not None:
         shard.load_state_dict(resume)
     place = Place(f"{name}: shard {part}", "")
-    with _told(place, "dataset", lambda: done):
+    with _told(place, "dataset", lambda: done, ValueError, DatasetsError):
         for row in shard:
             where = f"{place.name}, row {done}"
             done += 1
@@ -133,11 +139,11 @@ def _chosen(row: Record, columns: Sequence[str] | None, where: str) -> Record:
 
 
 @contextmanager
-def _told(place: Place, what: str, done: Callable[[], int]) -> Iterator[None]:
-    """Errors of the library meanwhile, with the file and how much of it was read."""
+def _told(place: Place, what: str, done: Callable[[], int], *more: type[Exception]) -> Iterator[None]:
+    """Errors of the library meanwhile, of which there may be more kinds, with the file and how much of it was read."""
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *more) as error:
         raise ValueError(f"{place.name}: not a readable {what}: {error}; {done()} rows of it were read.") from None
