@@ -67,17 +67,13 @@ def find_lines(path: Path) -> NDArray[np.int64]:
     """Where each line starts, in bytes, without the blank ones and a byte order mark. Effect: reads the file."""
     starts = array("q")
     with path.open("rb") as file:
-        at = skip_mark(file)
+        at = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        file.seek(at)
         for line in file:
             if not line.isspace():
                 starts.append(at)
             at += len(line)
     return np.frombuffer(starts, np.int64) if starts else np.empty(0, np.int64)
-
-
-def skip_mark(file: BufferedReader) -> int:
-    """How many bytes of `file` a byte order mark takes. Effect: reads past it."""
-    return len(file.read(len(codecs.BOM_UTF8))) if file.peek(1 << 10).startswith(codecs.BOM_UTF8) else 0
 
 
 def walk_lines(file: BufferedReader, at: int = 0, number: int = 0) -> Iterator[tuple[bytes, list[int]]]:
@@ -88,9 +84,10 @@ def walk_lines(file: BufferedReader, at: int = 0, number: int = 0) -> Iterator[t
         file: it stands at byte `at`.
         number: of the line that ends there.
     """
-    at = at or skip_mark(file)
     for line in file:
         at, number = at + len(line), number + 1
+        if number == 1 and not (line := line.removeprefix(codecs.BOM_UTF8)):
+            continue
         if not line.isspace():
             yield line.rstrip(b"\r\n"), [at, number]
 
