@@ -29,8 +29,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from omni_data import Cursor, builtin_corpus, open_source, read_tokenizer, stream_batches, stream_source
+from omni_data.window import WINDOW
 
 EOS = "<|endoftext|>"
+
+SHARDS = 8
+"""Virtual shards, and rows of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +137,20 @@ def measure_stream(source: Any, config: Config, workers: int) -> Speed:
         Cursor(),
         shard=0,
         num_shards=1,
-        rows=8,
+        rows=SHARDS,
         seq_len=config.seq_len,
         tokenize=tokenizer.encode,
         eos_id=tokenizer.eos_id,
-        virtual_shards=8,
+        virtual_shards=SHARDS,
         workers=workers,
     )
     with closing(stream):  # type: ignore[type-var]  # It is a generator.
-        # Workers make some rows ahead, so those of the first and last ones that are measured cancel.
-        ahead = 65_536 * 8 * 3 if workers else config.seq_len * 8
-        for _ in range(-(-ahead // (config.seq_len * 8))):
+        # Workers make lots ahead, all shards at about the same time: what is measured is whole rounds of lots, so that
+        # what was made before it and what is made for after it cancel.
+        lots = WINDOW // config.seq_len
+        for _ in range(3 * lots if workers else 1):
             next(stream)
-        steps = range(max(1, config.tokens // (config.seq_len * 8)))
-        return measure(next(stream)[0].tokens_BS.size for _ in steps)
+        return measure(next(stream)[0].tokens_BS.size for _ in range(lots * -(-config.tokens // (SHARDS * WINDOW))))
 
 
 def children_cpu() -> float:
