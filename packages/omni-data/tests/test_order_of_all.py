@@ -1,10 +1,14 @@
 """The law of the one global order, for every kind of stream: the rows of step k do not depend on who makes them."""
 
+import gzip
+import json
 from collections import Counter
 from functools import partial
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from encoders import PICTURES, Lines, refuse_odd, with_patches, with_pixels
 from hypothesis import given
@@ -20,6 +24,7 @@ from omni_data import (
     cursor_to_json,
     merge_cursors,
     stream_batches,
+    stream_source,
     synthetic_documents,
     unpack_batch,
 )
@@ -33,6 +38,8 @@ KINDS = {
     "map": {"source": WEB},
     "unshuffled": {"source": WEB, "shuffle": False},
     "streamed": {"source": Lines()},
+    "jsonl.gz": {},
+    "parquet": {"packing": Packing("fit")},
     "mixed": {"source": [Part(WEB, 0.7), Part(CODE, ((0.0, 0.1), (9000.0, 0.5))), Part(Lines(), 0.2)]},
     "fit": {"source": WEB, "packing": Packing("fit")},
     "fit of a mix": {"source": [Part(WEB, 0.7), Part(Lines(), 0.3)], "packing": Packing("fit", max_len=40)},
@@ -43,11 +50,27 @@ KINDS = {
 }
 
 
+<<<<<<< HEAD
 def media_of_rows(batch):
     """The media of each row, of which there is here as much as there are tokens."""
     stops = (batch.segments_BS > 0).sum(axis=1).cumsum()[:-1]
     parts = [[part.tobytes() for part in np.split(array, stops)] for array in batch.media.values()]
     return list(zip(*parts, strict=True)) if parts else [()] * len(batch.tokens_BS)
+=======
+@pytest.fixture(scope="module", autouse=True)
+def files(tmp_path_factory):
+    """Files for the kinds that are streamed from some: fewer than virtual shards, and more."""
+    for kind, count in (("jsonl.gz", 3), ("parquet", 10)):
+        folder = tmp_path_factory.mktemp("files")
+        documents = synthetic_documents(vocab_size=1000, count=3000, median=20, sigma=1.0, seed=3)
+        for i in range(count):
+            records = [{"ids": documents[j]} for j in range(i, 3000, count)]
+            if kind == "parquet":
+                pq.write_table(pa.Table.from_pylist(records), folder / f"{i}.parquet", row_group_size=70)
+            else:
+                (folder / f"{i}.{kind}").write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+        KINDS[kind]["source"] = stream_source(str(folder), field="ids")
+>>>>>>> w_streams
 
 
 def steps_of(kind, count, **how):

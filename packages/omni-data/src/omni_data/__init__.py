@@ -16,10 +16,11 @@ from omni_data.order import permute
 from omni_data.pack import IGNORE, Batch, document_bounds, pack_batch, shard_sequence, unpack_batch
 from omni_data.preferences import Pair, pair_of, render_pair
 from omni_data.prefetch import prefetch
-from omni_data.read import Streamed
+from omni_data.read import Streamed, Unread
 from omni_data.sample import Counts, Sample, sample_of
 from omni_data.source import open_records, open_source
 from omni_data.stream import Stream, stream_batches
+from omni_data.streamed import stream_records, stream_source
 from omni_data.synth import builtin_chats, builtin_corpus, synthetic_documents
 from omni_data.tokens import TextTokenizer, byte_tokenizer, read_tokenizer
 from omni_data.video import pick_frames, read_video
@@ -48,6 +49,7 @@ __all__ = [
     "Stream",
     "Streamed",
     "TextTokenizer",
+    "Unread",
     "beginning",
     "builtin_chats",
     "builtin_corpus",
@@ -81,6 +83,8 @@ __all__ = [
     "sample_of",
     "shard_sequence",
     "stream_batches",
+    "stream_records",
+    "stream_source",
     "synthetic_documents",
     "unpack_batch",
 ]

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from omni_data.document import Record, check_fields
+
+T = TypeVar("T")
 
 CACHE_BYTES = 1 << 30
 
@@ -50,7 +52,7 @@ class ParquetRows:
         i = range(len(self))[i]
         group = bisect_right(self.stops, i)
         row = i - (self.stops[group - 1] if group else 0)
-        return {name: column[row].as_py() for name, column in self.read_group(group).items()}
+        return row_of(self.read_group(group), row)
 
     def place(self, i: int) -> str:
         i = range(len(self))[i]
@@ -86,7 +88,7 @@ class DatasetRows:
         return len(self.rows)
 
     def __getitem__(self, i: int, /) -> Record:
-        return self.features.decode_example(self.rows[range(len(self))[i]].to_pylist()[0])
+        return example_of(self.features, self.rows[range(len(self))[i]])
 
 
 def open_parquet(
@@ -143,6 +145,16 @@ def open_parquet(
     return ParquetRows(tuple(paths), tuple(names), chosen, stops, tuple(accumulate(rows)), read_group)
 
 
+def row_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
+    """A row of some columns of Arrow, as values of Python. Pure."""
+    return {name: column[row].as_py() for name, column in columns.items()}
+
+
+def example_of(features: Any, row: Any) -> Record:
+    """The record of a table of Arrow that has one row, which holds what `features` say. Pure."""
+    return features.decode_example(row.to_pylist()[0])
+
+
 def parse_hub(spec: str) -> tuple[str, str | None, str]:
     """Name, configuration and split of `NAME[:CONFIG][@SPLIT]`.
 
@@ -162,17 +174,26 @@ def open_hub(spec: str, columns: Sequence[str] | None = None) -> DatasetRows:
     Effect: downloads it, once, and converts it to Arrow files in the cache of `datasets`.
     """
     from datasets import load_dataset
+
+    return _dataset_rows(f"hf:{spec}", load_hub(spec, load_dataset), columns)
+
+
+def load_hub(spec: str, load: Callable[..., T]) -> T:
+    """What `load` gives for the name, the configuration and the split (`split=`) of `spec`. Effect: that of it.
+
+    Raises:
+        ValueError: if there is no such dataset.
+    """
     from datasets.exceptions import DatasetsError
 
     name, config, split = parse_hub(spec)
     try:
-        rows = load_dataset(name, config, split=split)
+        return load(name, config, split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"hf:{spec}: cannot load dataset {name!r}, configuration {config!r}, split {split!r}: {error}\n"
             "The spelling is hf:NAME[:CONFIG][@SPLIT]. Without network, download it before, or name a local file."
         ) from error
-    return _dataset_rows(f"hf:{spec}", rows, columns)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -223,18 +244,18 @@ def _dataset_rows(name: str, rows: Any, columns: Sequence[str] | None) -> Datase
     if not len(rows):
         raise ValueError(f"{name}: no rows.")
     rows = rows if columns is None else rows.select_columns(list(columns))
-    return DatasetRows(name, rows.with_format("arrow"), _undecoded(rows.features))
+    return DatasetRows(name, rows.with_format("arrow"), undecoded(rows.features))
 
 
-def _undecoded(feature: Any) -> Any:
+def undecoded(feature: Any) -> Any:
     """A feature of `datasets` whose media are not decoded. JSON that is stored as text is, being no media."""
     from datasets import Json
 
     if isinstance(feature, dict):
-        return type(feature)({name: _undecoded(inner) for name, inner in feature.items()})
+        return type(feature)({name: undecoded(inner) for name, inner in feature.items()})
     if isinstance(feature, list):
-        return [_undecoded(inner) for inner in feature]
+        return [undecoded(inner) for inner in feature]
     if hasattr(feature, "feature"):
-        return replace(feature, feature=_undecoded(feature.feature))
+        return replace(feature, feature=undecoded(feature.feature))
     is_media = getattr(feature, "decode", False) and type(feature) is not Json
     return replace(feature, decode=False) if is_media else feature

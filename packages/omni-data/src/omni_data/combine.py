@@ -1,12 +1,14 @@
 """Sources made of sources: one after the other, the first items of one, each item through a function. Pure."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from omni_data.document import Source, T_co, place_of
+from omni_data.read import Streamed, Unread, decoded
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -89,19 +91,44 @@ class Mapped(Generic[T_co]):
 
     def __getitem__(self, i: int, /) -> T_co:
         item = self.source[i]  # What is wrong here, the source has placed already.
-        try:
-            return self.f(item)
-        except ValueError as error:
-            raise ValueError(f"{self.place(i)}: {error}") from error
-        except Exception as error:
-            error.add_note(f"The item is {self.place(i)}.")
-            raise
+        return _through(self.f, item, lambda: self.place(i))
 
     def place(self, i: int) -> str:
         return place_of(self.source, range(len(self))[i])
 
 
-def mapped(source: Source[S], f: Callable[[S], T]) -> Source[T]:
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedStream(Generic[T_co]):
+    """The items of a streamed source, each through `f` when it is decoded."""
+
+    source: Streamed[Any]
+    f: Callable[[Any], T_co]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def parts(self) -> int:
+        return self.source.parts
+
+    def version(self) -> str:
+        return getattr(self.source, "version", str)()
+
+    def read(self, part: int, state: Any, /) -> Iterator[tuple[Unread[T_co], Any]]:
+        for item, after in self.source.read(part, state):
+            place = item.place if isinstance(item, Unread) else f"{self.name}: part {part}"
+            yield Unread(place, partial(self._decoded, item, place)), after
+
+    def _decoded(self, item: Any, place: str) -> T_co:
+        return _through(self.f, decoded(item), lambda: place)
+
+
+@overload
+def mapped(source: Source[S], f: Callable[[S], T]) -> Source[T]: ...
+@overload
+def mapped(source: Streamed[S], f: Callable[[S], T]) -> Streamed[T]: ...
+def mapped(source: Source[Any] | Streamed[Any], f: Callable[[Any], Any]) -> Any:
     """`f` of every item of `source`, computed when it is read.
 
     A ValueError of `f` is raised with the place of the item before it, any other error with the place as a note. It
@@ -111,4 +138,15 @@ def mapped(source: Source[S], f: Callable[[S], T]) -> Source[T]:
     >>> list(mapped(Documents("numbers", ["1", "2"]), int))
     [1, 2]
     """
-    return Mapped(source, f)
+    return Mapped(source, f) if isinstance(source, Sized) else MappedStream(source, f)
+
+
+def _through(f: Callable[[Any], T], item: Any, place: Callable[[], str]) -> T:
+    """`f` of the item; what goes wrong, with its place."""
+    try:
+        return f(item)
+    except ValueError as error:
+        raise ValueError(f"{place()}: {error}") from error
+    except Exception as error:
+        error.add_note(f"The item is {place()}.")
+        raise

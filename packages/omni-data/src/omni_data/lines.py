@@ -6,9 +6,11 @@ held open between reads, so a source pickles, forks and is shared between thread
 
 import codecs
 import json
+import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +38,7 @@ class JsonLines:
         return len(self.starts)
 
     def __getitem__(self, i: int, /) -> Record:
-        line = read_line(self.path, int(self.starts[i]))
-        try:
-            return record_of(json.loads(line.decode()), self.columns)
-        except json.JSONDecodeError as error:
-            hint = "every line must be a JSON object of its own"
-            raise ValueError(f"{self.place(i)}:{error.colno}: {error.msg}; {hint}.") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
-        except RecursionError:
-            raise ValueError(f"{self.place(i)}: nested too deeply.") from None
-        except ValueError as error:
-            raise ValueError(f"{self.place(i)}: {error}") from None
+        return parse_record(read_line(self.path, self.starts, i), lambda: self.place(i), self.columns)
 
     def place(self, i: int) -> str:
         return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
@@ -66,11 +57,7 @@ class TextLines:
         return len(self.starts)
 
     def __getitem__(self, i: int, /) -> Record:
-        line = read_line(self.path, int(self.starts[i]))
-        try:
-            return {self.field: line.decode()}
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.place(i)}:{error.start + 1}: {not_utf8(error)}") from None
+        return parse_text(read_line(self.path, self.starts, i), lambda: self.place(i), self.field)
 
     def place(self, i: int) -> str:
         return f"{self.name}:{line_number(self.path, int(self.starts[i]))}"
@@ -89,11 +76,64 @@ def find_lines(path: Path) -> NDArray[np.int64]:
     return np.frombuffer(starts, np.int64) if starts else np.empty(0, np.int64)
 
 
-def read_line(path: Path, start: int) -> bytes:
-    """The line that starts at byte `start`, without its end. Effect: reads the file."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.readline().rstrip(b"\r\n")
+def walk_lines(file: BufferedReader, at: int = 0, number: int = 0) -> Iterator[tuple[bytes, list[int]]]:
+    """The lines of `file` that are not blank, without their ends, each with the byte after it and its number, from 1
+    and with blank lines. Effect: reads the file.
+
+    Args:
+        file: it stands at byte `at`.
+        number: of the line that ends there.
+    """
+    for line in file:
+        at, number = at + len(line), number + 1
+        if number == 1 and not (line := line.removeprefix(codecs.BOM_UTF8)):
+            continue
+        if not line.isspace():
+            yield line.rstrip(b"\r\n"), [at, number]
+
+
+def parse_record(line: bytes, place: Callable[[], str], columns: Sequence[str] | None = None) -> Record:
+    """The record that a line of JSON spells.
+
+    Raises:
+        ValueError: "place:column: what", if it is none.
+    """
+    try:
+        return record_of(json.loads(line.decode()), columns)
+    except json.JSONDecodeError as error:
+        hint = "every line must be a JSON object of its own"
+        raise ValueError(f"{place()}:{error.colno}: {error.msg}; {hint}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place()}:{error.start + 1}: {not_utf8(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{place()}: nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{place()}: {error}") from None
+
+
+def parse_text(line: bytes, place: Callable[[], str], field: str) -> Record:
+    """The record of the one field that a line of text is.
+
+    Raises:
+        ValueError: "place:column: what", if it is not UTF-8.
+    """
+    try:
+        return {field: line.decode()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place()}:{error.start + 1}: {not_utf8(error)}") from None
+
+
+def read_line(path: Path, starts: NDArray[np.int64], i: int) -> bytes:
+    """The line that starts at byte `starts[i]`, without its end. Effect: reads the file."""
+    start = int(starts[i])
+    following = i % len(starts) + 1
+    file = os.open(path, os.O_RDONLY)  # Of what opens and reads a file, this is done in the least time.
+    try:
+        stop = int(starts[following]) if following < len(starts) else os.fstat(file).st_size
+        # Between it and the next one there may be blank lines.
+        return os.pread(file, stop - start, start).partition(b"\n")[0].rstrip(b"\r")
+    finally:
+        os.close(file)
 
 
 def line_number(path: Path, start: int) -> int:

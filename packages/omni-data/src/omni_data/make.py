@@ -6,8 +6,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from omni_data.cursor import Position
 from omni_data.document import Document
 from omni_data.mix import Part
@@ -64,9 +62,9 @@ def encode_document(
     Raises:
         ValueError: if it is text and there is no `tokenize`.
     """
+    tokens: Sequence[int] = () if isinstance(document, str) else document
     if isinstance(document, str) and document:
         if tokenize is None:
             raise ValueError("documents are text; give `tokenize`.")
-        document = list(tokenize(document))
-    tokens_N = np.fromiter(document, np.int32, len(document))
-    return sample_of(tokens_N if eos_id is None or not len(tokens_N) else np.append(tokens_N, np.int32(eos_id)))
+        tokens = tokenize(document)
+    return sample_of(tokens if eos_id is None or not len(tokens) else [*tokens, eos_id])

@@ -8,6 +8,8 @@ Black and Rogaway, "Ciphers with arbitrary finite domains", 2002. The mixing fun
 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 """
 
+from collections.abc import Callable, Sequence
+
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -22,25 +24,34 @@ def permute(i: int, n: int, seed: tuple[int, ...]) -> int:
     Raises:
         ValueError: if `i` is not in `range(n)`.
     """
-    if not 0 <= i < n:
-        raise ValueError(f"i={i} is not in range({n}).")
+    return permutation(n, seed)(i)
+
+
+def permutation(n: int, seed: tuple[int, ...]) -> Callable[[int], int]:
+    """The bijection of `range(n)` that `permute` takes `seed` for, for many of its items. Pure."""
     key = 0
     for part in seed:
         key = _mix((key + _GOLDEN ^ part) & _WORD)
     bits = (n - 1).bit_length()
-    i = _feistel(i, bits, key)
-    while i >= n:
-        i = _feistel(i, bits, key)
-    return i
+    keys = [(key + turn * _GOLDEN) & _WORD for turn in range(1, _ROUNDS + 1)]
+
+    def image(i: int) -> int:
+        if not 0 <= i < n:
+            raise ValueError(f"i={i} is not in range({n}).")
+        i = _feistel(i, bits, keys)
+        while i >= n:
+            i = _feistel(i, bits, keys)
+        return i
+
+    return image
 
 
-def _feistel(x: int, bits: int, key: int) -> int:
+def _feistel(x: int, bits: int, keys: Sequence[int]) -> int:
     """A bijection of `range(2 ** bits)`. The halves swap each round; an even number of rounds restores their widths."""
     low_bits, high_bits = bits - bits // 2, bits // 2
     high, low = x >> low_bits, x & ((1 << low_bits) - 1)
-    for turn in range(1, _ROUNDS + 1):
-        mixed = _mix((key + turn * _GOLDEN ^ low) & _WORD) & ((1 << high_bits) - 1)
-        high, low = low, high ^ mixed
+    for key in keys:
+        high, low = low, high ^ _mix(key ^ low) & ((1 << high_bits) - 1)
         high_bits, low_bits = low_bits, high_bits
     return high << low_bits | low
 

@@ -13,12 +13,13 @@ A document that cannot be used is told, not raised: whoever reads decides how ma
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from omni_data.document import Source, place_of
-from omni_data.order import permute
+from omni_data.order import permutation
 from omni_data.sample import Sample
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 BLOCK = 256
@@ -29,8 +30,20 @@ _PATIENCE, _MOST = 20, 10_000
 that can, a shuffled shard misses it for so many epochs by chance once in e^20 runs."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Unread(Generic[T_co]):
+    """An item that was found and not decoded yet: where it is from, in the words of an error message, and what decodes
+    it, which raises `ValueError`, with the place, if it cannot be used."""
+
+    place: str
+    decode: Callable[[], T_co]
+
+
 class Streamed(Protocol[T_co]):
-    """Items that can only be read one after the other, in parts that are independent of each other."""
+    """Items that can only be read one after the other, in parts that are independent of each other.
+
+    It may also have a method `version() -> str`, which tells what changes when the content does (`fingerprint`).
+    """
 
     @property
     def name(self) -> str:
@@ -42,9 +55,32 @@ class Streamed(Protocol[T_co]):
         """How many parts there are, always in the same order."""
         ...
 
-    def read(self, part: int, state: Any, /) -> Iterator[tuple[T_co, Any]]:
-        """The items of a part from `state` on (None: its start), each with the state after it, which is plain JSON."""
+    def read(self, part: int, state: Any, /) -> Iterator[tuple[T_co | Unread[T_co], Any]]:
+        """The items of a part from `state` on (None: its start), each with the state after it, which is plain JSON.
+
+        What is wrong with one item is raised when it is decoded; what is raised here ends the stream.
+        """
         ...
+
+
+def decoded(item: T | Unread[T]) -> T:
+    """The item itself, which `Streamed.read` gave.
+
+    Raises:
+        ValueError: if it cannot be used.
+    """
+    return cast(T, item.decode() if isinstance(item, Unread) else item)
+
+
+def first_of(source: Streamed[T], part: int) -> T | None:
+    """The first item of a part; None if that has none. Effect: reads it.
+
+    Raises:
+        ValueError: if it cannot be used.
+    """
+    for item, _ in source.read(part, None):
+        return decoded(item)
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,11 +107,14 @@ class Turns:
     def take(self, size: int, start: int) -> Iterator[tuple[int, int, int]]:
         """From the shard's `start`-th turn on, the number of the turn, the item of `size` whose turn it is, and the
         epoch. Pure."""
+        order, ordered = int, None
         for turn in count(start):
             epoch, i = divmod(self.shard + turn * self.shards, size)
             if self.epochs is not None and epoch >= self.epochs:
                 return
-            yield turn, permute(i, size, (self.seed, epoch)) if self.shuffle else i, epoch
+            if self.shuffle and epoch != ordered:
+                order, ordered = permutation(size, (self.seed, epoch)), epoch
+            yield turn, order(i), epoch
 
 
 def read_samples(
@@ -121,21 +160,37 @@ def _read_parts(source: Streamed[Any], encode: Callable[[Any], Sample], turns: T
     of it."""
     start, block, state, done = at or (0, 0, None, 0)
     shares = -(-turns.shards // source.parts)
+    idle = 0
     for turn, piece, epoch in turns.take(source.parts * shares, start):
         part, share = divmod(piece, shares)
+        if (idle := idle + 1) > _PATIENCE * source.parts * shares:
+            raise ValueError(
+                f"{source.name}: virtual shard {turns.shard} of {turns.shards} found no document in {idle - 1} turns: "
+                f"{source.parts} parts in blocks of {BLOCK} documents are too few for so many, take fewer."
+            )
         items = source.read(part, state)
         while read := list(islice(items, BLOCK)):
             after = read[-1][1]
             if block % shares == share:
-                order = [permute(i, len(read), (turns.seed, epoch, piece, block)) for i in range(len(read))]
+                idle = 0
+                order = permutation(len(read), (turns.seed, epoch, piece, block)) if turns.shuffle else int
                 for i in range(done, len(read)):
-                    item = read[order[i] if turns.shuffle else i][0]
+                    number = order(i)
+                    item = read[number][0]
                     whole = i + 1 == len(read)
                     next_at = [turn, block + 1, after, 0] if whole else [turn, block, state, i + 1]
-                    where = f"{source.name}: part {part}, document {block * BLOCK + order[i]}"
-                    yield _encoded(item, encode, lambda where=where: where, next_at)
+                    where = f"{source.name}: part {part}, document {block * BLOCK + number}"
+                    yield _unread(item, encode, where, next_at)
             block, state, done = block + 1, after, 0
         block, state, done = 0, None, 0
+
+
+def _unread(item: Any, encode: Callable[[Any], Sample], where: str, after: Any) -> Read:
+    try:
+        value = decoded(item)
+    except ValueError as problem:  # It says itself where it is from.
+        return Read(None, after, str(problem))
+    return _encoded(value, encode, lambda: item.place if isinstance(item, Unread) else where, after)
 
 
 def _encoded(item: Any, encode: Callable[[Any], Sample], name: Callable[[], str], after: Any) -> Read:

@@ -79,7 +79,7 @@ def ending_of(place: str) -> tuple[str, str | None]:
     suffix = path.suffix.lower()
     if suffix == ".tgz":
         return ".tar", ".gz"
-    return (Path(path.stem).suffix.lower(), suffix) if suffix in _OPENERS else (suffix, None)
+    return (Path(path.stem).suffix.lower(), suffix) if suffix in OPENERS else (suffix, None)
 
 
 def find_remote(url: str, wanted: Callable[[PurePosixPath], bool]) -> list[Place]:
@@ -101,10 +101,10 @@ def find_remote(url: str, wanted: Callable[[PurePosixPath], bool]) -> list[Place
         fs, path = url_to_fs(url)
         fs.invalidate_cache()  # Of listings: the files may have changed since this process saw them.
     except ImportError as error:
-        remedy = f"`pip install 'omni-data[{extra}]'` brings {package}" if package else _hide(error, url)
+        remedy = f"`pip install 'omni-data[{extra}]'` brings {package}" if package else tell_error(error, url)
         raise ValueError(f"{name}: what reads {scheme}:// is not installed; {remedy}.") from None
     except Exception as error:  # noqa: BLE001 A driver raises what it likes, and in it what must not be shown.
-        raise ValueError(f"{name}: cannot be opened: {_hide(error, url)}") from None
+        raise ValueError(f"{name}: cannot be opened: {tell_error(error, url)}") from None
     try:
         if any(c in path for c in ("*[" if scheme.startswith("http") else "*?[")):
             found, what = [p for p in fs.glob(path) if not fs.isdir(p)], "file matches this pattern"
@@ -115,7 +115,7 @@ def find_remote(url: str, wanted: Callable[[PurePosixPath], bool]) -> list[Place
             found = [p for p in inside if wanted(PurePosixPath(p.removeprefix(path).lstrip("/")))]
             what = "file of a known ending here"
     except Exception as error:  # noqa: BLE001 As above.
-        raise ValueError(f"{name}: cannot be listed: {_hide(error, url)}") from None
+        raise ValueError(f"{name}: cannot be listed: {tell_error(error, url)}") from None
     if not found:
         raise ValueError(f"{name}: no {what}.")
     return [Place(name if p == path else hide_secrets(fs.unstrip_protocol(p)), p, fs) for p in sorted(found)]
@@ -135,14 +135,16 @@ def fetch(place: Place, cache: Path | None = None) -> Path:
     compression = ending_of(place.name)[1]
     if place.fs is None and compression is None:
         return Path(place.path)
-    folder = default_cache() if cache is None else cache
-    try:
-        info = _info(place)
-    except FileNotFoundError:
-        raise ValueError(f"{place.name}: no such file.") from None
-    except Exception as error:  # noqa: BLE001 As above.
-        raise ValueError(f"{place.name}: cannot be read: {_hide(error, place.path)}") from None
-    return _copied(place, info, compression, folder)
+    return _copied(place, _info(place), compression, default_cache() if cache is None else cache)
+
+
+def version_of(place: Place) -> list[tuple[str, str]]:
+    """What changes when the content of a file does, as far as its storage says. Effect: asks it.
+
+    Raises:
+        ValueError: if it cannot be asked.
+    """
+    return _version(_info(place))
 
 
 def default_cache() -> Path:
@@ -156,8 +158,7 @@ def _copied(place: Place, info: Mapping[str, Any], compression: str | None, fold
     from filelock import FileLock
 
     scope = "" if place.fs is None else place.fs.to_json(include_password=False)
-    version = sorted((key, str(value)) for key, value in info.items() if _plain(key) in _VERSION)
-    digest = sha256(repr((scope, place.path, version)).encode()).hexdigest()[:32]
+    digest = sha256(repr((scope, place.path, _version(info))).encode()).hexdigest()[:32]
     target = folder / f"{digest}-{PurePosixPath(re.sub(r'[?#].*', '', place.name)).name[-100:]}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # The lock only saves work: on a disk that has none, the last to finish replaces an equal file.
@@ -179,10 +180,19 @@ def _copied(place: Place, info: Mapping[str, Any], compression: str | None, fold
 
 def _info(place: Place) -> Mapping[str, Any]:
     """What the storage says of a file. Effect: asks it."""
-    if place.fs is not None:
-        return place.fs.info(place.path)
-    stat = Path(place.path).stat()
+    try:
+        if place.fs is not None:
+            return place.fs.info(place.path)
+        stat = Path(place.path).stat()
+    except FileNotFoundError:
+        raise ValueError(f"{place.name}: no such file.") from None
+    except Exception as error:  # noqa: BLE001 As above.
+        raise ValueError(f"{place.name}: cannot be read: {tell_error(error, place.path)}") from None
     return {"size": stat.st_size, "mtime": stat.st_mtime_ns}
+
+
+def _version(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return sorted((key, str(value)) for key, value in info.items() if _plain(key) in _VERSION)
 
 
 def _plain(key: str) -> str:
@@ -194,7 +204,7 @@ def _download(place: Place, size: int | None, to: Path) -> Path:
     try:
         place.fs.get_file(place.path, str(to))
     except Exception as error:  # noqa: BLE001 As above.
-        raise ValueError(f"{place.name}: cannot be copied here: {_hide(error, place.path)}") from None
+        raise ValueError(f"{place.name}: cannot be copied here: {tell_error(error, place.path)}") from None
     if size is not None and to.stat().st_size != size:
         raise ValueError(f"{place.name}: {to.stat().st_size} of {size} bytes came. Try again.")
     return to
@@ -202,29 +212,34 @@ def _download(place: Place, size: int | None, to: Path) -> Path:
 
 def _decompress(place: Place, path: Path, compression: str, to: Path) -> Path:
     try:
-        with _OPENERS[compression](path) as file, to.open("wb") as out:
+        with OPENERS[compression](path) as file, to.open("wb") as out:
             shutil.copyfileobj(file, out, 1 << 20)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except BROKEN as error:
         raise ValueError(f"{place.name}: cannot be decompressed as {compression}: {error}") from None
     return to
 
 
-def _open_zst(path: Path) -> Any:
+def _open_zst(file: Any) -> Any:
     # Of the readers of zstd at hand, this one reads all frames of a file, and says when the last one is cut.
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    raw = pa.OSFile(str(file)) if isinstance(file, Path) else pa.PythonFile(file, "r")
+    return pa.CompressedInputStream(raw, "zstd")
 
 
-_OPENERS: Mapping[str, Callable[[Path], Any]] = {
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises where it is cut, or damaged."""
+
+OPENERS: Mapping[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
     ".zst": _open_zst,
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
+"""By compression: the content of a file that is so compressed, given as a path or a binary file."""
 
 
-def _hide(error: Exception, url: str) -> str:
+def tell_error(error: Exception, url: str) -> str:
     """What an error says, without the secrets of `url`."""
     parts = urlsplit(url)
     words = [parts.password, parts.username, parts.query, parts.fragment]

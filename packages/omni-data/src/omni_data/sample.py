@@ -1,7 +1,7 @@
 """A document ready to be packed: its tokens, which of them to learn, and what they refer to that is not text. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,14 @@ class Counts:
     bad: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
+        return Counts(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.cut + other.cut,
+            self.dropped + other.dropped,
+            self.empty + other.empty,
+            self.bad + other.bad,
+        )
 
 
 def sample_of(tokens: Sequence[int] | NDArray[np.integer], learn: Sequence[bool] | None = None) -> Sample:

@@ -46,7 +46,7 @@ _KINDS = {
     ".tar": "tar",
 }
 
-_AT_ONCE = 8
+AT_ONCE = 8
 """How many files are copied at a time."""
 
 
@@ -116,29 +116,47 @@ def _open_parts(spec: str, columns: Sequence[str] | None, line: str, cache: Path
     if not spec:
         raise ValueError("no source is named; `builtin` needs no file.")
     if spec == "builtin":
-        _check_line("builtin", columns, line)
+        check_line("builtin", columns, line)
         return [mapped(builtin_corpus(), partial(_line_record, line))]
-    spec = re.sub("^(file|local)://", "", spec)
-    if is_url(spec):
-        places = find_remote(spec, _is_data)
-    elif spec.startswith("hf:"):
+    if spec.startswith("hf:"):
         return [open_hub(spec.removeprefix("hf:"), columns)]
-    elif is_saved_dataset(path := Path(spec).expanduser()):
+    if is_saved_dataset(path := Path(local_path(spec)).expanduser()):
         return [open_saved_dataset(path, columns)]
-    else:
-        places = [Place(str(path), str(path.absolute())) for path in find_files(spec)]
-    if unknown := [place.name for place in places if _kind(place) is None]:
-        raise ValueError(f"{', '.join(unknown[:5])}: the kind of a file is its ending, one of {', '.join(_KINDS)}.")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    places = find_places(spec)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         paths = list(pool.map(partial(fetch, cache=cache), places))
     return [
         part
-        for kind, group in groupby(zip(places, paths, strict=True), key=lambda pair: _kind(pair[0]))
+        for kind, group in groupby(zip(places, paths, strict=True), key=lambda pair: kind_of(pair[0]))
         for part in _open_files(kind, [(path, place.name) for place, path in group], columns, line)
     ]
 
 
-def _kind(place: Place) -> str | None:
+def find_places(spec: str) -> list[Place]:
+    """The files of a path, a pattern or a URL, sorted, each of a known kind.
+
+    Effect: looks at the disk, or asks the storage.
+
+    Raises:
+        ValueError: if there are none, or one is of another kind.
+    """
+    spec = local_path(spec)
+    if is_url(spec):
+        places = find_remote(spec, _is_data)
+    else:
+        places = [Place(str(path), str(path.absolute())) for path in find_files(spec)]
+    if unknown := [place.name for place in places if kind_of(place) is None]:
+        raise ValueError(f"{', '.join(unknown[:5])}: the kind of a file is its ending, one of {', '.join(_KINDS)}.")
+    return places
+
+
+def local_path(spec: str) -> str:
+    """The path that a URL of this disk spells; anything else as it is. Pure."""
+    return re.sub("^(file|local)://", "", spec)
+
+
+def kind_of(place: Place) -> str | None:
+    """What a file is by its ending; None if that is not known. Pure."""
     return _KINDS.get(ending_of(place.name)[0])
 
 
@@ -157,7 +175,7 @@ def _open_files(
         if kind == "json" and is_json_array(path):
             parts.append(JsonArray(name, path, find_objects(path, name), columns))
         elif kind == "text":
-            _check_line(name, columns, line)
+            check_line(name, columns, line)
             parts.append(TextLines(name, path, find_lines(path), line))
         else:
             parts.append(JsonLines(name, path, find_lines(path), columns))
@@ -166,7 +184,12 @@ def _open_files(
     return parts
 
 
-def _check_line(name: str, columns: Sequence[str] | None, line: str) -> None:
+def check_line(name: str, columns: Sequence[str] | None, line: str) -> None:
+    """Nothing, if a line of text, which is in the field `line`, has all `columns`.
+
+    Raises:
+        ValueError: if it has not.
+    """
     try:
         check_fields(columns or (), [line])
     except ValueError as error:
