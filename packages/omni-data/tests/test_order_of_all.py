@@ -50,13 +50,13 @@ KINDS = {
 }
 
 
-<<<<<<< HEAD
 def media_of_rows(batch):
     """The media of each row, of which there is here as much as there are tokens."""
     stops = (batch.segments_BS > 0).sum(axis=1).cumsum()[:-1]
     parts = [[part.tobytes() for part in np.split(array, stops)] for array in batch.media.values()]
     return list(zip(*parts, strict=True)) if parts else [()] * len(batch.tokens_BS)
-=======
+
+
 @pytest.fixture(scope="module", autouse=True)
 def files(tmp_path_factory):
     """Files for the kinds that are streamed from some: fewer than virtual shards, and more."""
@@ -70,7 +70,6 @@ def files(tmp_path_factory):
             else:
                 (folder / f"{i}.{kind}").write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
         KINDS[kind]["source"] = stream_source(str(folder), field="ids")
->>>>>>> w_streams
 
 
 def steps_of(kind, count, **how):
