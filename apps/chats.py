@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from data import Kind
+from data import STREAM, Kind
 from transformers import AutoTokenizer
 
 from omni_data import (
@@ -17,11 +17,13 @@ from omni_data import (
     Learn,
     Record,
     Source,
+    Streamed,
     TextTokenizer,
     builtin_chats,
     encode_chat,
     open_records,
     read_tokenizer,
+    stream_records,
 )
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -67,8 +69,10 @@ def chats(config: ChatConfig) -> Kind:
     return Kind(open_chats, partial(read_chat_tokenizer, template=template), encoder, told)
 
 
-def open_chats(spec: str) -> Source[Record]:
+def open_chats(spec: str) -> Source[Record] | Streamed[Record]:
     """The records that `spec` names; `builtin` needs no file. Effect: as `open_records`."""
+    if spec.startswith(STREAM):
+        return stream_records(spec.removeprefix(STREAM))
     return builtin_chats() if spec == "builtin" else open_records(spec)
 
 

@@ -1,6 +1,6 @@
 """The data of a run: its sources as parts of a mix, what fixes the order of its rows, and the batches of one rank."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from preflight import attempt
 from request import Config
+from rows import Rows, collate
+from share import make_sequence_group, share
 
 from omni_data import (
     Cursor,
@@ -15,6 +17,7 @@ from omni_data import (
     Part,
     Source,
     Stream,
+    Streamed,
     TextTokenizer,
     beginning,
     encode_document,
@@ -25,11 +28,16 @@ from omni_data import (
     prefetch,
     read_tokenizer,
     stream_batches,
+    stream_source,
 )
 from omni_data.pack import Batch, pack_batch
-from omni_mesh import MeshSpec
+from omni_data.read import first_of
+from omni_mesh import Mesh, MeshSpec
+from omni_models import ModelFacts
 
 SEPARATOR = "+"
+STREAM = "stream:"
+"""Before the name of a source that is read in place and in order, instead of counted and in any order."""
 
 
 class Reads(Protocol):
@@ -45,14 +53,18 @@ class Reads(Protocol):
     def virtual_shards(self) -> int: ...
     @property
     def spec(self) -> MeshSpec: ...
+    @property
+    def facts(self) -> ModelFacts: ...
+    @property
+    def device(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What the records of a run are to it: how a source of them is opened, and how one becomes tokens."""
 
-    open: Callable[[str], Source[Any]]
-    """The source that a word of the command line names."""
+    open: Callable[[str], Source[Any] | Streamed[Any]]
+    """The source that a word of the command line names; after `stream:`, one that is read in place and in order."""
     read_tokenizer: Callable[[str], TextTokenizer]
     encoder: Callable[[TextTokenizer], Encode]
     """What makes a sample of an item."""
@@ -63,10 +75,15 @@ class Kind:
 def texts(name: str) -> Kind:
     """Documents in the field `name` of records."""
 
+    def open_texts(spec: str) -> Source[Any] | Streamed[Any]:
+        if spec.startswith(STREAM):
+            return stream_source(spec.removeprefix(STREAM), field=name)
+        return open_source(spec, field=name)
+
     def encoder(tokenizer: TextTokenizer) -> Encode:
         return partial(encode_document, tokenize=tokenizer.encode, eos_id=tokenizer.eos_id)
 
-    return Kind(partial(open_source, field=name), read_tokenizer, encoder)
+    return Kind(open_texts, read_tokenizer, encoder)
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
@@ -83,8 +100,9 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> t
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
     sources = [attempt(problems, kind.open, spec) for spec in specs]
     encode = attempt(problems, kind.encoder, tokenizer) if tokenizer else None
-    for source in filter(None, sources):
-        attempt(problems, mapped(source, encode or str).__getitem__, 0)
+    if encode:
+        for source in filter(None, sources):
+            attempt(problems, check_first, source, encode)
     keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")
@@ -107,9 +125,19 @@ def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -
         raise ValueError("\n".join(f"eval.data: {problem}" for problem in problems))
     encode = kind.encoder(tokenizer) if sources and tokenizer else None
     count = config.eval.documents
-    return tuple(
-        Part(beginning(source, count) if count else source, 1.0, 1, None, encode) for source in sources if source
-    )
+    if count and any(not isinstance(source, Sized) for source in sources):
+        raise ValueError("eval.documents is of sources that are counted: leave it out, or leave out `stream:`.")
+    limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
+    return tuple(Part(source, 1.0, 1, None, encode) for source in limited if source)
+
+
+def check_first(source: Source[Any] | Streamed[Any], encode: Encode) -> None:
+    """Raises `ValueError` if no sample can be made of the first item of `source`. Effect: reads it."""
+    first = mapped(source, encode)
+    if isinstance(first, Sized):
+        first[0]
+    else:
+        first_of(first, 0)
 
 
 def fix_order(
@@ -158,16 +186,29 @@ def fingerprint_files(files: Mapping[str, bytes]) -> str:
     return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]
 
 
-def read_batches(
-    config: Config, run: Reads, cursor: Cursor, *, shard: int
-) -> Generator[tuple[Batch, Cursor], None, None]:
-    """The microbatches of the `shard`-th of the ranks that read different rows, from `cursor` on, some of them made
-    ahead. Effect: reads the data."""
+def read_batches(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
+    """The microbatches of this rank from `cursor` on, some of them made ahead. Effect: collective; reads the data, on
+    one of the ranks that share rows."""
+    group = make_sequence_group(mesh)
+    if group is None:
+        return prefetch(collated(_read(config, run, cursor, mesh), run, mesh))
+    first = mesh.tokens.get_local_rank("sp") == 0
+    return collated(share(prefetch(_read(config, run, cursor, mesh)) if first else None, group), run, mesh)
+
+
+def collated(stream: Stream[Batch], run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
+    """The items of `stream` as a step of this rank takes them."""
+    how: dict[str, Any] = {"part": mesh.tokens.get_local_rank("sp"), "parts": run.spec.sp, "pin": run.device == "cuda"}
+    for batch, cursor in stream:
+        yield collate(batch, run.facts.vocab_size, **how), cursor
+
+
+def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch]:
     rows, num_shards = run.micro, run.spec.dp
     stream = stream_batches(
         run.parts,
         cursor,
-        shard=shard,
+        shard=mesh.tokens.get_local_rank("dp"),
         num_shards=num_shards,
         rows=rows,
         seq_len=config.seq_len,
@@ -179,12 +220,11 @@ def read_batches(
         max_bad=config.max_bad,
         workers=config.workers,
     )
-    return prefetch(then_padding(stream, cursor, rows, num_shards, config.seq_len))
+    return then_padding(stream, cursor, rows, num_shards, config.seq_len)
 
 
-def read_held_out(config: Config, run: Reads, *, shard: int) -> Generator[tuple[Batch, Cursor], None, None]:
-    """The microbatches that the `shard`-th of the ranks has of what is held out, and then batches of padding. Effect:
-    reads the data.
+def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
+    """The microbatches of this rank of what is held out, and then batches of padding. Effect: reads the data.
 
     No document that fits in a row is cut, so what is computed of each does not depend on how many ranks read them.
     """
@@ -192,7 +232,7 @@ def read_held_out(config: Config, run: Reads, *, shard: int) -> Generator[tuple[
     stream = stream_batches(
         run.held_out,
         start,
-        shard=shard,
+        shard=mesh.tokens.get_local_rank("dp"),
         num_shards=num_shards,
         rows=run.micro,
         seq_len=config.seq_len,
@@ -202,7 +242,8 @@ def read_held_out(config: Config, run: Reads, *, shard: int) -> Generator[tuple[
         shuffle=False,
         max_bad=config.max_bad,
     )
-    return prefetch(then_padding(stream, start, run.micro, num_shards, config.seq_len))
+    padded = then_padding(stream, start, run.micro, num_shards, config.seq_len)
+    return prefetch(collated(padded, run, mesh))
 
 
 def then_padding(stream: Stream[Batch], cursor: Cursor, rows: int, num_shards: int, seq_len: int) -> Stream[Batch]:

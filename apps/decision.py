@@ -48,6 +48,11 @@ class Decision:
     found: Path | None
     """The checkpoint to continue."""
 
+    @property
+    def passes(self) -> int:
+        """Microbatches of a step on each rank."""
+        return self.batch // self.spec.dp // self.micro
+
     def told(self, found: Path | None = None, saves: str = "", changed: Sequence[str] = ()) -> str:
         """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, and
         which settings are not those of the run that it is of."""

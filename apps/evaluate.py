@@ -7,7 +7,7 @@ import torch
 from data import read_held_out
 from decision import Decision
 from request import Config
-from step import add_by_source_, place
+from step import add_by_source_
 from transformers import PreTrainedModel
 
 from omni_mesh import Mesh
@@ -32,16 +32,14 @@ def evaluate(
     """
     device = torch.device(run.device)
     sums_2N = torch.zeros(2, len(run.held_out), dtype=torch.float64, device=device)
-    part, parts = mesh.tokens.get_local_rank("sp"), run.spec.sp
-    batches = read_held_out(config, run, shard=mesh.tokens.get_local_rank("dp"))
+    batches = read_held_out(config, run, mesh)
     model.eval()
     with torch.no_grad(), closing(batches):
-        for batch, _ in batches:
+        for rows, _ in batches:
             beat()
-            rows = int((batch.sources_B >= 0).sum())
-            if not global_sum(torch.tensor(rows, device=device)):
+            if not global_sum(torch.tensor(rows.count, device=device)):
                 break
-            inputs = place(batch, run.facts.vocab_size, device, part=part, parts=parts)
+            inputs = rows.on(device)
             labels_Bs, sources_B = inputs.pop("labels_Bs"), inputs.pop("sources_B")
             del inputs["real_T"]
             each_Bs = torch.zeros(labels_Bs.shape, device=device)

@@ -92,7 +92,7 @@ def main(config: Config) -> None:
             forget_rows(config.out, state.step)
 
         # Train.
-        stream = read_batches(config, run, cursor, shard=mesh.tokens.get_local_rank("dp"))
+        stream = read_batches(config, run, cursor, mesh)
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
         begin = expect_steps(dog, mesh, config.timeout_s)
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
             while state.step < stop and (due or not report.asked_to_leave):
                 begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)
-                micro, cursor, data = take_rows(batches, run, mesh, world.device)
+                micro, cursor, data = take_rows(batches, run.passes, world.device)
                 how = {"balance": run.balance, "sources": len(run.parts)}
                 metrics, loads = accumulate_grads_(model, micro, run.compute.loss, **how)
                 metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, data, world.device)}

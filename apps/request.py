@@ -50,7 +50,8 @@ class Config:
     """Directory or hub name of safetensors to start from. Left out: random weights."""
     data: tuple[str, ...] = ("builtin",)
     """A .jsonl, .parquet, .arrow, .tar or .txt file (a document a line), compressed too, a folder or pattern of them,
-    a URL, hf:NAME for a dataset of the hub, or builtin. Several are mixed: see --mix."""
+    a URL, hf:NAME for a dataset of the hub, or builtin. Several are mixed: see --mix. After stream:, as in
+    stream:s3://bucket/web, it is read where it is and in order, shuffled only nearby, and never copied or counted."""
     field: str = "text"
     """The field of a record that holds its document."""
     tokenizer: str | None = None

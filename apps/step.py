@@ -1,5 +1,5 @@
-"""One step of training: rows to tensors, what their attention costs, tensors to gradients, the balance of experts,
-and what all ranks must agree on."""
+"""One step of training: rows to the device, tensors to gradients, the balance of experts, and what all ranks must agree
+on."""
 
 import gc
 import random
@@ -11,12 +11,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from decision import Decision
+from rows import Rows
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from omni_data import IGNORE, Batch, Counts, Cursor, document_bounds, shard_sequence
-from omni_mesh import Mesh, Requests
+from omni_data import IGNORE, Counts, Cursor
+from omni_mesh import Requests
 from omni_models import (
     balance_loss,
     count_loads,
@@ -67,29 +67,6 @@ def seed_all_(seed: int, step: int, rank: int) -> None:
     random.seed(int(words[3]))
 
 
-def place(batch: Batch, vocab_size: int, device: torch.device, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
-    """`batch` on `device`, as the arguments of a model and its labels. Raises `ValueError` on a token without a row.
-
-    The rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`, and
-    `real_T` tells which tokens of that part do not only lengthen the row.
-    """
-    if (largest := int(batch.tokens_BS.max())) >= vocab_size:
-        raise ValueError(f"the data has token id {largest}, but the model has embeddings for {vocab_size} only.")
-    cu_seqlens, longest = document_bounds(batch.segments_BS)
-    arrays = {
-        "input_ids": batch.tokens_BS,
-        "position_ids": batch.positions_BS,
-        "labels_Bs": shard_sequence(batch.labels_BS, part, parts),
-        "sources_B": batch.sources_B,
-        "real_T": shard_sequence(np.zeros_like(batch.labels_BS), part, parts).ravel() == 0,
-        "cu_seqlens": cu_seqlens,
-    }
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return {**tensors, "max_seqlen": longest}
-
-
 @dataclass(frozen=True, slots=True)
 class DataTold:
     """What is told of the data of a step."""
@@ -107,30 +84,21 @@ class DataTold:
 
 
 def take_rows(
-    batches: Iterator[tuple[Batch, Cursor]], run: Decision, mesh: Mesh, device: torch.device
+    batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.device
 ) -> tuple[list[dict[str, Any]], Cursor, DataTold]:
-    """The next microbatches of this rank on `device`, the place in the data after them, and what is told of them."""
+    """The next `count` microbatches of this rank on `device`, the place in the data after them, and what is told of
+    them."""
     began = time.perf_counter()
-    micro, taken, cursor = [], [], Cursor()
-    for _ in range(count := run.batch // run.spec.dp // run.micro):
-        batch, cursor = next(batches)
-        part = mesh.tokens.get_local_rank("sp")
-        micro.append(place(batch, run.facts.vocab_size, device, part=part, parts=run.spec.sp))
-        taken.append(batch)
+    taken = [next(batches) for _ in range(count)]
+    micro = [rows.on(device) for rows, _ in taken]
     told = DataTold(
-        sum(map(mean_reach, taken)) / count,
+        sum(rows.reach for rows, _ in taken) / count,
         time.perf_counter() - began,
-        rows=sum(int((batch.sources_B >= 0).sum()) for batch in taken),
-        fill=sum(batch.fill for batch in taken) / count,
-        counts=sum((batch.counts for batch in taken), Counts()),
+        rows=sum(rows.count for rows, _ in taken),
+        fill=sum(rows.fill for rows, _ in taken) / count,
+        counts=sum((rows.counts for rows, _ in taken), Counts()),
     )
-    return micro, cursor, told
-
-
-def mean_reach(batch: Batch) -> float:
-    """Tokens of the document that a token of `batch` is in, on average: what attention costs. Pure."""
-    lengths = np.diff(document_bounds(batch.segments_BS)[0]).astype(float)
-    return float((lengths**2).sum() / lengths.sum())
+    return micro, taken[-1][1], told
 
 
 def accumulate_grads_(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from decide import decide
 from request import Config, MixConfig
+from sharing import fail_to_read, train_and_count
 from training import SMALL, train
 
 from omni_data import Packing
@@ -41,8 +42,8 @@ def write(path: Path, count: int, *, start: int = 0) -> str:
 
 
 def config_in(folder: Path, **changes: object) -> Config:
-    data = (write(folder / "web.jsonl", 300), write(folder / "code.jsonl", 200, start=5))
-    config = replace(SMALL, data=data, mix=MixConfig(weights=("0.7", "1@0,3@3000")), steps=6, out=folder / "run")
+    found = (write(folder / "web.jsonl", 300), write(folder / "code.jsonl", 200, start=5))
+    config = replace(SMALL, data=found, mix=MixConfig(weights=("0.7", "1@0,3@3000")), steps=6, out=folder / "run")
     return replace(config, **changes)
 
 
@@ -69,6 +70,40 @@ def test_workers_change_no_bit(run, tmp_path: Path) -> None:
     alone = run(train, 1, config)[0]
     helped = run(train, 1, replace(config, workers=2, out=tmp_path / "helped"))[0]
     assert numbers(helped, "loss", "grad_norm") == numbers(alone, "loss", "grad_norm")
+
+
+def test_ranks_that_share_rows_have_one_of_them_read_them(run, tmp_path: Path) -> None:
+    config = config_in(tmp_path, steps=4)
+    (alone, _), *_ = run(train_and_count, 1, config)
+    config = replace(config, mesh=MeshConfig(shard=2, sp=2), micro=3, workers=1, out=tmp_path / "shared")
+    ranks = run(train_and_count, 4, config)
+    assert [made > 0 for _, made in ranks] == [True, False, True, False]
+    for one, other in zip(numbers(alone, "loss", "fill"), numbers(ranks[0][0], "loss", "fill"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    split = replace(config, out=tmp_path / "split")
+    run(train_and_count, 4, replace(split, stop_after=2))
+    assert numbers(run(train_and_count, 4, split)[0][0], "loss") == numbers(ranks[0][0], "loss")
+
+
+def test_what_is_wrong_with_shared_rows_is_known_to_all_that_share_them(run, tmp_path: Path) -> None:
+    path = tmp_path / "web.jsonl"
+    write(path, 100)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:50], '{"text": 3}', *lines[50:]]) + "\n")
+    config = replace(SMALL, data=(str(path),), steps=50, out=tmp_path / "run", mesh=MeshConfig(shard=1, sp=2))
+    for told in run(fail_to_read, 2, config):
+        assert "web.jsonl:51: field 'text' holds 3 (int)" in told
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_streams_have_the_rows_of_any_ranks_and_go_on(run, tmp_path: Path, ranks: int) -> None:
+    config = config_in(tmp_path, data=(f"stream:{write(tmp_path / 'web.jsonl', 300)}",), mix=MixConfig())
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    config = replace(config, mesh=MeshConfig(shard=ranks))
+    run(train, ranks, replace(config, stop_after=3))
+    assert numbers(run(train, ranks, config)[0], "targets") == numbers(whole, "targets")
+    for one, other in zip(whole, run(train, ranks, config)[0], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["fit", "single"])

@@ -1,0 +1,74 @@
+"""Rows as a step takes them: made on the host ahead of it, in memory that a GPU reads by itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omni_data import Batch, Counts, document_bounds, shard_sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """A batch of one rank, and what is told of it."""
+
+    tensors: Mapping[str, Tensor]
+    """By name: arguments of the model, labels, and what else a step looks at."""
+    longest: int
+    """Tokens of the longest document."""
+    reach: float
+    """Tokens of the document that a token is in, on average: what attention costs."""
+    count: int
+    """Rows that have documents."""
+    fill: float
+    """The share of positions that are not padding."""
+    counts: Counts
+    """What was read for it."""
+
+    def on(self, device: torch.device) -> dict[str, Any]:
+        """The tensors on `device`, and `max_seqlen`. Effect: begins to copy them."""
+        return {name: t.to(device, non_blocking=True) for name, t in self.tensors.items()} | {
+            "max_seqlen": self.longest
+        }
+
+
+def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin: bool = False) -> Rows:
+    """`batch` as tensors on the host.
+
+    Rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`, and
+    `real_T` tells which tokens of that part do not only lengthen the row.
+
+    Args:
+        batch: of this rank.
+        vocab_size: rows of the embedding.
+        part: which part of the labels.
+        parts: into which rows are cut.
+        pin: put it into memory that a GPU reads by itself.
+
+    Raises:
+        ValueError: if a token has no embedding.
+    """
+    if (largest := int(batch.tokens_BS.max())) >= vocab_size:
+        raise ValueError(f"the data has token id {largest}, but the model has embeddings for {vocab_size} only.")
+    cu_seqlens, longest = document_bounds(batch.segments_BS)
+    arrays = {
+        "input_ids": batch.tokens_BS,
+        "position_ids": batch.positions_BS,
+        "labels_Bs": shard_sequence(batch.labels_BS, part, parts),
+        "sources_B": batch.sources_B,
+        "real_T": shard_sequence(np.zeros_like(batch.labels_BS), part, parts).ravel() == 0,
+        "cu_seqlens": cu_seqlens,
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    lengths = np.diff(cu_seqlens).astype(float)
+    return Rows(
+        tensors={name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors,
+        longest=longest,
+        reach=float((lengths**2).sum() / lengths.sum()),
+        count=int((batch.sources_B >= 0).sum()),
+        fill=batch.fill,
+        counts=batch.counts,
+    )

@@ -1,0 +1,54 @@
+"""Rows that several ranks cut between them are read by one of them, and sent to the others.
+
+So a document is decoded once, however many ranks share its row, and what is wrong with it is known to all of them.
+"""
+
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from omni_mesh import Mesh, peers
+
+T = TypeVar("T")
+
+
+def make_sequence_group(mesh: Mesh) -> dist.ProcessGroup | None:
+    """The ranks that share rows with this one, for what the host tells; None if there is no other. Collective."""
+    if mesh.spec.sp == 1:
+        return None
+    ranks = sorted({peers(mesh.spec, rank, "sp") for rank in range(dist.get_world_size())})
+    group, _ = dist.new_subgroups_by_enumeration([list(each) for each in ranks], backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, None, None]:
+    """The items of the stream of the first rank of `group`, on every rank of it. Effect: collective.
+
+    Args:
+        stream: on the first rank.
+        group: of ranks that all take as many items.
+
+    Raises:
+        ValueError: on all ranks, if the stream does.
+        RuntimeError: likewise.
+    """
+    ended = object()
+    while True:
+        told: list[Any] = [None]
+        if stream is not None:
+            try:
+                item = next(stream, ended)
+                told = [("end", None)] if item is ended else [("item", item)]
+            except (ValueError, RuntimeError) as error:
+                told = [
+                    ("error", (type(error) if type(error) in (ValueError, RuntimeError) else RuntimeError, str(error)))
+                ]
+        dist.broadcast_object_list(told, group=group, group_src=0)
+        kind, value = told[0]
+        if kind == "error":
+            raise value[0](value[1])
+        if kind == "end":
+            return
+        yield value
