@@ -110,6 +110,15 @@ def test_a_tower_makes_as_many_features_as_there_are_placeholders(family, chat):
             assert sum(made) == (got.kinds_N == kind).sum()
 
 
+def test_films_are_told_with_the_times_of_their_frames():
+    messages, media = CHATS["a film"]  # Five frames, half a second apart, two of which make a feature.
+    processor, config = make_processor("qwen3_vl"), make_model("qwen3_vl").config
+    told = processor.tokenizer.decode(encode_media(processor, config, messages, media).tokens_N)
+    assert [time.partition(" ")[0] for time in told.split("<")[1:] if "seconds" in time] == ["0.2", "1.2", "2.0"]
+    processor, config = make_processor("qwen2_5_vl"), make_model("qwen2_5_vl").config
+    assert encode_media(processor, config, messages, media).arrays["second_per_grid_ts"].tolist() == [1.0]
+
+
 def test_a_tower_hears_as_many_features_as_there_are_placeholders():
     model = make_model("qwen2_audio")
     messages = [user(AUDIO, text("and "), AUDIO), assistant("A bell.")]

@@ -48,7 +48,9 @@ def read_image(source: Blob, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.ui
                 "raise the limit."
             )
         image.load()
-        return _colours(ImageOps.exif_transpose(image))
+        # Where there is nothing to do, Pillow makes a copy, unless told not to.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _colours(image)
 
 
 def _colours(image: Any) -> NDArray[np.uint8]:
@@ -69,4 +71,4 @@ def _colours(image: Any) -> NDArray[np.uint8]:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         image = white
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
