@@ -11,18 +11,10 @@ It is apps/pretrain.py with chats for data, from the weights of --model. A run f
 # Read it top to bottom: that is the order in which things happen.
 
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
-import request
-import tyro
 from about import changed_settings, settle
-from chats import ChatConfig, chats
 from data import read_batches
-from decide import decide
-from decision import Decision
 from evaluate import evaluate
 from patience import MARGIN_S, START_S, expect_steps
 from preflight import start
@@ -37,12 +29,12 @@ from step import (
     seed_all_,
     take_rows,
 )
+from tune import Config, decide_chats, with_weights
 from watch import forget_rows, what_next
 
-from omni_data import Cursor, Packing
-from omni_mesh import MeshConfig, heed_signals, join_world, make_mesh, watch_stalls
+from omni_data import Cursor
+from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
 from omni_models import (
-    PRESETS,
     fill_weights,
     map_attention,
     map_experts,
@@ -52,7 +44,6 @@ from omni_models import (
     use_kernels,
 )
 from omni_parallel import (
-    AdamWConfig,
     apply_ep,
     apply_ulysses,
     grad_norm,
@@ -61,31 +52,6 @@ from omni_parallel import (
     shard_fsdp,
     update,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """One run, as of apps/pretrain.py, and how its chats are read."""
-
-    run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config(
-        out=Path("runs/sft"), optim=AdamWConfig(lr=2e-5), packing=Packing(how="fit", long="right")
-    )
-    chat: ChatConfig = ChatConfig()
-
-    @property
-    def mesh(self) -> MeshConfig:
-        """On how many ranks it runs."""
-        return self.run.mesh
-
-    @property
-    def max_restarts(self) -> int:
-        """How often they are started again."""
-        return self.run.max_restarts
-
-    @property
-    def out(self) -> Path:
-        """Where it is."""
-        return self.run.out
 
 
 def main(asked: Config) -> None:
@@ -154,17 +120,6 @@ def main(asked: Config) -> None:
             keeper.wait()
         if chief:
             print(what_next(config, state.step, trained=state.step - first, app="sft"), flush=True)
-
-
-def decide_chats(asked: Config) -> Decision:
-    """What `asked` means on machines like this one. Effect: as `decide`. Raises `ValueError` with all that is wrong."""
-    return decide(with_weights(asked.run), kind=chats(asked.chat))
-
-
-def with_weights(config: request.Config) -> request.Config:
-    """`config`, which starts from the weights of its model, unless that is a shape only, or others are named. Pure."""
-    own = None if config.model in PRESETS else config.model
-    return replace(config, weights=config.weights or own)
 
 
 if __name__ == "__main__":
