@@ -2,7 +2,7 @@
 
 On a disk a directory is written under another name, everything in it is flushed to the device, and one rename completes
 it. To delete one, it is renamed away first. In object storage, where a rename is a copy, its manifest, which is written
-last and deleted first, is what completes it. Killed anywhere, what is complete is whole.
+last and deleted first, is what completes it; so it is in a copy, too. Killed anywhere, what is complete is whole.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omni_ckpt.layout import MANIFEST_FILE, deleting
-from omni_ckpt.places import as_place, is_local, remove, sync
+from omni_ckpt.places import ABSENT, as_place, copy, is_local, is_there, read_bytes, remove, remove_file, sync
 
 T = TypeVar("T")
 
@@ -27,12 +27,15 @@ def read_json(path: Path, name: str, take: Callable[[Any], T]) -> T:
 
     Raises:
         ValueError: if there is no such file, or one in which it is not found, with the file.
+        OSError: if it cannot be read.
     """
     file = as_place(path) / name
-    if not file.is_file():
-        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {name}.")
     try:
-        return take(json.loads(file.read_text()))
+        content = read_bytes(file)
+    except ABSENT:
+        raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {name}.") from None
+    try:
+        return take(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}.") from error
 
@@ -51,8 +54,11 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Delete the directory `path`, which nobody takes for complete, if it is there."""
-    if path.exists():
+    """Delete the directory `path`, if it is there. On a disk nobody takes it for complete; in storage nobody does from
+    the first request on."""
+    if is_there(path):
+        if not is_local(path):
+            remove_file(path / MANIFEST_FILE)
         remove(path)
 
 
@@ -63,5 +69,15 @@ def unname(path: Path) -> Path:
         clear(doomed)
         path.rename(doomed)
     else:
-        (path / MANIFEST_FILE).unlink()
+        remove_file(path / MANIFEST_FILE)
     return doomed
+
+
+def move(path: Path, to: Path) -> None:
+    """Give the directory `path` the name `to`. In object storage it has both for a while; what is
+    under the new one is complete once all of it is there."""
+    if is_local(path):
+        path.rename(to)
+    else:
+        copy(path, to, last=MANIFEST_FILE)
+        clear(path)

@@ -13,7 +13,7 @@ import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from omni_ckpt.manifest import Sealed
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, asking, is_there, move_file
 
 
 class Files(FileSystem):
@@ -21,7 +21,10 @@ class Files(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
-        with as_place(path).open(mode) as stream:  # pyright: ignore[reportArgumentType] torch gives back what it got.
+        place = as_place(path)  # pyright: ignore[reportArgumentType] torch gives back what it got.
+        with asking(place):
+            opened = place.open(mode)
+        with opened as stream:
             yield stream  # pyright: ignore[reportReturnType]
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> Any:
@@ -31,13 +34,13 @@ class Files(FileSystem):
         return as_place(path)  # pyright: ignore[reportArgumentType]
 
     def rename(self, path: Any, new_path: Any) -> None:
-        path.rename(new_path)
+        move_file(path, new_path)
 
     def mkdir(self, path: Any) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
     def exists(self, path: Any) -> bool:
-        return path.exists()
+        return is_there(path)
 
     def rm_file(self, path: Any) -> None:
         path.unlink()

@@ -16,7 +16,7 @@ import xxhash
 
 from omni_ckpt.disk import is_inside, read_json, write_json
 from omni_ckpt.layout import MANIFEST_FILE
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, asking, entries, size_of
 
 PIN_FILE = "PINNED"
 """Whoever puts a file of this name into a checkpoint keeps it from being pruned."""
@@ -83,7 +83,7 @@ def _take(content: Any) -> tuple[int, str, dict[str, Sealed]]:
 def seal(file: Path) -> Sealed:
     """What `file` is now. Reads all of it."""
     hasher, size = xxhash.xxh3_128(), 0
-    with file.open("rb") as stream:
+    with asking(file), file.open("rb") as stream:
         while piece := stream.read(_PIECE):
             hasher.update(piece)
             size += len(piece)
@@ -98,9 +98,9 @@ def damages(path: Path, files: Mapping[str, Sealed], *, shards: bool = True) -> 
     problems = []
     for name, sealed in files.items():
         file = path / name
-        if not file.is_file():
+        if (size := size_of(file)) is None:
             problems.append(f"{file} is missing")
-        elif (size := file.stat().st_size) != sealed.size:
+        elif size != sealed.size:
             problems.append(f"{file} has {size} of {sealed.size} bytes")
         elif (shards or file.suffix != SHARD) and seal(file) != sealed:
             problems.append(f"{file} holds other bytes than were written")
@@ -113,6 +113,7 @@ def glance(path: Path) -> list[str]:
 
     Raises:
         NewerFormat: if a newer version wrote it.
+        OSError: if a file is there, but cannot be read: that is no damage.
     """
     try:
         return damages(path, read_manifest(path), shards=False)
@@ -131,7 +132,7 @@ def verify(path: Path) -> Report:
     """
     path = as_place(path)
     files = read_manifest(path)
-    strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE, PIN_FILE})
+    strange = [file.name for file in entries(path) if file.name not in {*files, MANIFEST_FILE, PIN_FILE}]
     problems = (*damages(path, files), *(f"{path / name} is in no manifest" for name in strange))
     return Report(path, len(files), sum(sealed.size for sealed in files.values()), problems)
 

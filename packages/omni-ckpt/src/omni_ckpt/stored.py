@@ -9,6 +9,7 @@ The index is a pickle, which could run any code; it is read through a list of th
 read with `torch.load(weights_only=True)`. Nothing else is pickled.
 """
 
+import io
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from omni_ckpt.disk import is_inside, read_json
 from omni_ckpt.files import Files
 from omni_ckpt.manifest import refuse_damages
-from omni_ckpt.places import as_place
+from omni_ckpt.places import ABSENT, as_place, read_bytes, size_of
 from omni_ckpt.ranks import alone
 from omni_ckpt.tree import TensorSpec
 
@@ -91,11 +92,12 @@ def read_plain(path: Path) -> dict[str, Any]:
 def read_index(path: Path) -> Metadata:
     """The index of checkpoint `path`, in torch's form; no code in it is run, and no file outside `path` is named."""
     file = as_place(path) / INDEX_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.")
     try:
-        with file.open("rb") as stream:
-            index = _IndexUnpickler(stream).load()
+        content = read_bytes(file)
+    except ABSENT:
+        raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.") from None
+    try:
+        index = _IndexUnpickler(io.BytesIO(content)).load()
     except _DAMAGE as error:
         raise ValueError(f"{file} is damaged: {error}.") from error
     if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
@@ -123,7 +125,7 @@ def check_files(path: Path, index: Metadata) -> None:
     needed: dict[str, int] = {}
     for info in index.storage_data.values():
         needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
-    sizes = {name: (path / name).stat().st_size if (path / name).is_file() else None for name in needed}
+    sizes = {name: size_of(path / name) for name in needed}
     problems = [
         f"{path / name} is missing" if size is None else f"{path / name} has {size} of {needed[name]} bytes"
         for name, size in sizes.items()
