@@ -15,7 +15,7 @@ import tyro
 from preflight import run
 from redact import without_secrets
 
-from omni_ckpt import as_place, latest, merge_to_hf, step_dir, steps
+from omni_ckpt import as_place, is_there, latest, merge_to_hf, step_dir, steps
 from omni_models import build_model, hf_keys, read_config
 
 
@@ -46,7 +46,7 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.run} is not the directory of a run: it has no model/config.json.")
     root = as_place(config.checkpoints or config.run)
     source = latest(root) if config.step is None else step_dir(root, config.step)
-    if source is None or not source.is_dir():
+    if source is None or not is_there(source):
         there = ", ".join(path.name for path in steps(root)) or "none"
         raise ValueError(f"{root} has no checkpoint{'' if source is None else ' ' + source.name}; there is {there}.")
     check_free(config.to)

@@ -17,15 +17,13 @@ from torch import Tensor
 from omni_ckpt.disk import clear, publish, write_json
 from omni_ckpt.faults import At, nothing
 from omni_ckpt.layout import is_complete, writing
-from omni_ckpt.manifest import Sealed, refuse_damages, seal, write_manifest
+from omni_ckpt.manifest import INDEX_FILE, PLAIN_FILE, Sealed, refuse_damages, seal, write_manifest
 from omni_ckpt.places import as_place, is_folder, is_local, is_there, sync
 from omni_ckpt.ranks import Group, agree, gather, make_group, my_rank, on_first, together
 from omni_ckpt.recover import check_together
 from omni_ckpt.saving import Saving
 from omni_ckpt.staging import Staging, fill_staging_, local_shard, make_staging
 from omni_ckpt.stored import (
-    INDEX_FILE,
-    PLAIN_FILE,
     VERSION,
     check_coverage,
     check_files,

@@ -30,19 +30,38 @@ def read_json(path: Path, name: str, take: Callable[[Any], T]) -> T:
         OSError: if it cannot be read.
     """
     file = as_place(path) / name
+    refuse_link(file)
     try:
         content = read_bytes(file)
     except ABSENT:
         raise ValueError(f"{path} is not a checkpoint of omni_ckpt: it has no {name}.") from None
     try:
-        return take(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return take(json.loads(content, object_pairs_hook=_without_doubles))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{file} is damaged: {error!r}.") from error
 
 
-def is_inside(name: str) -> bool:
+def is_inside(name: Any) -> bool:
     """Whether `name` is that of a file in the directory that names it, and of none elsewhere. Pure."""
-    return Path(name).name == name and name not in ("", "..")
+    return isinstance(name, str) and Path(name).name == name and name not in ("", "..") and "\0" not in name
+
+
+def leads_out(file: Path) -> bool:
+    """Whether `file` is a link to somewhere outside of its directory."""
+    return is_local(file) and file.is_symlink() and file.resolve().parent != file.parent.resolve()
+
+
+def refuse_link(file: Path) -> None:
+    """Raises `ValueError` if `file` leads out of its directory."""
+    if leads_out(file):
+        raise ValueError(f"{file} is a link out of the checkpoint: put the file itself there.")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name is there twice among {', '.join(list(found)[:10])}")
+    return found
 
 
 def publish(temporary: Path, path: Path) -> None:
