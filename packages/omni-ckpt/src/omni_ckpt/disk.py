@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omni_ckpt.layout import MANIFEST_FILE, deleting
-from omni_ckpt.places import ABSENT, as_place, copy, is_local, is_there, read_bytes, remove, remove_file, sync
+from omni_ckpt.places import ABSENT, as_place, asking, copy, is_local, is_there, read_bytes, remove, remove_file, sync
 
 T = TypeVar("T")
 
 
 def write_json(value: Any, file: Path) -> None:
     """Write `value` to `file`, durably."""
-    file.write_text(json.dumps(value, indent=1) + "\n")
+    with asking(file):
+        file.write_text(json.dumps(value, indent=1) + "\n")
     sync(file)
 
 
