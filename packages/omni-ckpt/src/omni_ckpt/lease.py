@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,8 +90,10 @@ class _Held:
         """Stop renewing, and delete the lease, if it is still this one."""
         self.ended.set()
         self.thread.join()
-        if not self.lost and (found := _read(self.file)) is not None and found["id"] == self.mine["id"]:
-            remove_file(self.file)
+        # If the storage does not answer now, the lease is given up by itself, and what was done under it is done.
+        with suppress(OSError, ValueError):
+            if not self.lost and (found := _read(self.file)) is not None and found["id"] == self.mine["id"]:
+                remove_file(self.file)
 
     def _renew(self) -> None:
         while not self.lost and not self.ended.wait(RENEW_S):
