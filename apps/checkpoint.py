@@ -18,7 +18,7 @@ import tyro
 from preflight import run
 from redact import plain_values, without_secrets
 
-from omni_ckpt import Contents, Report, as_place, inspect, steps, verify
+from omni_ckpt import Contents, Report, as_place, inspect, is_there, steps, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def main(config: Looked) -> None:
         ValueError: if there is no checkpoint.
     """
     root = as_place(config.path)
-    if not root.exists():
+    if not is_there(root):
         raise ValueError(f"there is no {config.path}.")
     whole = True
     for path in steps(root) or (root,):
@@ -77,7 +77,9 @@ def tell(found: Report | Contents) -> str:
     state = "damaged" if found.problems else "whole"
     problems = [f"  {problem}" for problem in found.problems]
     if isinstance(found, Report):
-        return "\n".join([f"{found.path}: {state}, {found.files} files, {found.nbytes / 1e6:,.1f} MB", *problems])
+        strange = [f"  {file}, which is no damage" for file in found.strange]
+        told = f"{found.path}: {state}, {found.files} files, {found.nbytes / 1e6:,.1f} MB"
+        return "\n".join([told, *problems, *strange])
     about: Mapping[str, Any] = found.plain.get("about", {})
     facts = {
         "tensors": f"{len(found.tensors)}, {found.params:,} elements, {found.nbytes / 1e6:,.1f} MB",

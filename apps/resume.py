@@ -11,6 +11,7 @@ from typing import Any, Final
 from about import check_about
 from data import name_positions
 from patience import MARGIN_S
+from redact import without_secrets
 from request import Config
 from room import free_memory
 
@@ -18,8 +19,10 @@ from omni_ckpt import (
     At,
     Saving,
     Staging,
+    as_place,
     begin_save_dcp,
     claim,
+    is_local,
     load_dcp,
     make_group,
     make_staging,
@@ -89,18 +92,21 @@ class Keeper:
         """`allowing` is told how long it may take; `at` is called at each point of a save: see `omni_ckpt.Fault`."""
         self.config, self.order, self.world, self.allowing, self.at = config, order, world, allowing, at
         self.held = ExitStack()
+        self.checks: list[Callable[[], None]] = []
         self.staging: Staging | None = None
         self.saving: Saving | None = None
 
     def __enter__(self) -> "Keeper":
-        """Effect: collective; ranks talk of checkpoints in a group of their own. The first rank claims the directory.
+        """Effect: collective; ranks talk of checkpoints in a group of their own. The first rank claims the directory,
+        and the place of the checkpoints.
 
         Raises:
-            ValueError: if another run has it.
+            ValueError: if another run has one of them.
         """
         self.group = make_group(SAVE_S)
         told = gather_objects(self._claim() if self.world.rank == 0 else "")[0]
         if told:
+            self.held.close()
             raise ValueError(told)
         return self
 
@@ -144,8 +150,13 @@ class Keeper:
             state: of all ranks.
             cursor: of this rank.
             about: what a reader of the checkpoint should know; plain values.
+
+        Raises:
+            ValueError: if another run has taken the place of the checkpoints since.
         """
         self.wait()
+        if lost := gather_objects(self._lost())[0]:
+            raise ValueError(lost)
         everyone = merge_cursors(gather_objects(cursor))
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.checkpoints(), state.step)
@@ -169,16 +180,41 @@ class Keeper:
                 saving()
 
     def _prune(self, path: Path) -> None:
-        prune(self.config.checkpoints(), self.config.retention(), at=self.at)
+        """Delete what is not kept. A failure is told, and no end of the run: `path` is saved."""
+        try:
+            prune(self.config.checkpoints(), self.config.retention(), at=self.at)
+        except (ValueError, OSError) as error:
+            told = f"NOT PRUNED: {path} is saved, and the run goes on, but older checkpoints take room: {error}"
+            print(without_secrets(told), file=sys.stderr, flush=True)
 
     def _claim(self) -> str:
-        try:
-            self.held.enter_context(claim(self.config.out))
-        except ValueError as problem:
-            return str(problem)
-        except OSError as problem:
-            return f"--out {self.config.out} cannot be locked ({problem.strerror}): choose one on another file system."
+        """Claim what this run writes; if that fails, why."""
+        places = {"--out": as_place(self.config.out), "--save-to": self.config.checkpoints()}
+        if is_same(*places.values()):
+            del places["--save-to"]
+        for flag, place in places.items():
+            try:
+                self.checks.append(self.held.enter_context(claim(place)))
+            except ValueError as problem:
+                return f"{flag} {problem}"
+            except OSError as problem:
+                why = problem.strerror or problem
+                return f"{flag} {place} cannot be locked ({why}): choose one on another file system or storage."
         return ""
+
+    def _lost(self) -> str:
+        """Why what was claimed is no longer this run's; nothing if it is."""
+        try:
+            for check in self.checks:
+                check()
+        except ValueError as problem:
+            return f"--save-to {problem}"
+        return ""
+
+
+def is_same(place: Path, other: Path) -> bool:
+    """Whether two places are one. Effect: follows links."""
+    return place == other or (is_local(place) and is_local(other) and place.resolve() == other.resolve())
 
 
 def try_staging(tree: Mapping[str, Any]) -> tuple[Staging | None, str]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import Tensor
 
-from omni_ckpt import Retention, newest_whole, step_of, to_prune
+from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
 
 
 def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag: str) -> None:
@@ -39,12 +39,7 @@ def will_go(root: Path, keep: Retention) -> list[Path]:
     """
     going = to_prune(root, replace(keep, newest=1))
     newest = newest_whole(root).path
-    if (
-        newest is None
-        or keep.best
-        or (newest / "PINNED").exists()
-        or (keep.every and step_of(newest) % keep.every == 0)
-    ):
+    if newest is None or keep.best or is_there(newest / "PINNED") or (keep.every and step_of(newest) % keep.every == 0):
         return going
     return [*going, newest]
 

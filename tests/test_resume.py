@@ -11,8 +11,10 @@ import pytest
 import torch
 from about import changed_settings, settle
 from decide import decide
+from keeping import train_in_storage
 from ranks import Run
 from redact import plain_values
+from storage import add_storage
 from training import SMALL, train, write_family
 
 from omni_ckpt import read_plain
@@ -50,11 +52,12 @@ def test_a_run_stopped_after_step_5_prints_the_numbers_of_an_unbroken_one(
 
 def test_checkpoints_may_be_in_storage_that_is_no_disk(run: Run, tmp_path: Path) -> None:
     config = replace(SMALL, mesh=MeshConfig(shard=2), steps=6, save_every=2, out=tmp_path / "run")
-    config = replace(config, save_to=f"file://{tmp_path}/storage")
-    run(train, 2, replace(config, stop_after=4))
-    both = run(train, 2, config)[0]
+    config = replace(config, save_to=f"shelf://{tmp_path}/storage")
+    run(train_in_storage, 2, replace(config, stop_after=4))
+    both = run(train_in_storage, 2, config)[0]
     assert numbers(both) == numbers(run(train, 2, replace(config, save_to=None, out=tmp_path / "whole"))[0])
-    assert sorted(path.name for path in (tmp_path / "storage").iterdir()) == ["step-00000004", "step-00000006"]
+    add_storage()
+    assert sorted(path.name for path in config.checkpoints().iterdir()) == ["step-00000004", "step-00000006"]
     assert not list(config.out.glob("step-*"))
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sealing import reseal
 
-from omni_ckpt import load_dcp, merge_to_hf, save_dcp, stored, verify
-from omni_ckpt.manifest import MANIFEST_FILE, read_manifest, seal
+from omni_ckpt import Fault, check_together, glance, load_dcp, merge_to_hf, save_dcp, stored, verify
+from omni_ckpt.manifest import MANIFEST_FILE, read_manifest, seal, write_manifest
 from omni_ckpt.stored import check_coverage, read_index
 
 FILES = (".metadata", "__0_0.distcp", "state.json")
@@ -67,8 +67,60 @@ def test_files_that_are_missing_cut_or_strange_are_named(saved):
     assert verify(saved).problems == (
         f"{saved / '__0_0.distcp'} has 5 of {sizes['__0_0.distcp'].size} bytes",
         f"{saved / 'state.json'} is missing",
-        f"{saved / '__9_0.distcp'} is in no manifest",
     )
+    assert verify(saved).strange == (f"{saved / '__9_0.distcp'} is in no manifest",)
+
+
+HARMS = {
+    "nothing": lambda path: None,
+    "a stray file": lambda path: (path / "notes.txt").write_text("mine"),
+    "a missing shard": lambda path: (path / "__0_0.distcp").unlink(),
+    "a short shard": lambda path: os.truncate(path / "__0_0.distcp", 5),
+    "a flipped bit": lambda path: Fault("published", 0, "flip")("published", path),
+    "other plain values": lambda path: (path / "state.json").write_text("{}"),
+    "no index": lambda path: (path / ".metadata").unlink(),
+    "no manifest": lambda path: (path / MANIFEST_FILE).unlink(),
+    "a broken manifest": lambda path: (path / MANIFEST_FILE).write_text("{"),
+    "an empty manifest": lambda path: write_manifest(path, {}),
+    "a link": lambda path: link_out(path / "__0_0.distcp"),
+    "a link for a manifest": lambda path: link_out(path / MANIFEST_FILE),
+}
+
+
+def link_out(file):
+    elsewhere = file.rename(file.parent.parent / f"elsewhere{file.name}")
+    file.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_verify_a_run_that_chooses_and_a_load_find_the_same_wrong(harm, saved):
+    HARMS[harm](saved)
+    try:
+        verified = list(verify(saved).problems)
+    except ValueError as problem:
+        verified = [str(problem)]
+    assert check_together(saved) == verified
+    assert set(glance(saved)) <= set(verified)
+    assert bool(verified) == (harm not in ("nothing", "a stray file"))
+    if verified:
+        with pytest.raises(ValueError, match=str(saved)):
+            load_dcp(tree(), saved)
+    else:
+        assert load_dcp(tree(), saved)["state"]["step"] == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_out_of_a_checkpoint_is_not_followed_and_one_within_is(name, saved):
+    link_out(saved / name)
+    assert verify(saved).problems == (f"{saved / name} is a link out of the checkpoint",)
+    for check in (True, False):
+        with pytest.raises(ValueError, match="is a link out of the checkpoint"):
+            load_dcp(tree(), saved, check=check)
+    (saved / name).unlink()
+    (saved.parent / f"elsewhere{name}").rename(saved / "real")
+    (saved / name).symlink_to("real")
+    assert verify(saved).problems == ()
+    assert load_dcp(tree(), saved)["state"]["step"] == 1
 
 
 def test_without_a_manifest_it_is_no_checkpoint(saved):

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.registry import _registry
 from safetensors.torch import load_file
+from storage import add_storage
+from upath import UPath
 
 from omni_ckpt import (
     as_place,
@@ -25,18 +28,20 @@ from omni_ckpt import (
     verify,
 )
 from omni_ckpt.faults import Fault
+from omni_ckpt.places import is_there, remove
 
 
 def tree(value):
     return {"state": {"model": {"w": torch.full((1000,), float(value))}, "step": int(value)}}
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "shelf"])
 def root(request, tmp_path):
+    add_storage()
     place = as_place(f"{request.param}://{tmp_path}/run")
     yield place
-    if place.exists():
-        place.rmdir(recursive=True)
+    if is_there(place):
+        remove(place)
 
 
 def test_what_is_saved_comes_back(root):
@@ -97,13 +102,24 @@ def test_damage_is_found_and_set_aside(root):
     save_dcp(tree(2), step_dir(root, 2))
 
 
-@pytest.mark.parametrize("point", ["begun", "writing", "written", "indexed", "sealed"])
-def test_a_save_that_fails_leaves_nothing_that_counts(point, root):
+@pytest.mark.parametrize("point", ["begun", "writing", "written", "indexed"])
+def test_a_save_that_fails_leaves_nothing_that_counts_and_the_next_one_works(point, root):
+    save_dcp(tree(1), step_dir(root, 1))
+    with pytest.raises(OSError, match="No space left on device"):
+        save_dcp(tree(3), step_dir(root, 2), at=Fault(point, 0, "full"))
+    assert latest(root) == step_dir(root, 1)
+    save_dcp(tree(2), step_dir(root, 2))
+    assert load_dcp(tree(0), step_dir(root, 2))["state"]["step"] == 2
+
+
+@pytest.mark.parametrize("point", ["sealed", "published"])
+def test_a_save_that_fails_after_its_manifest_is_written_is_told_and_is_there(point, root):
     save_dcp(tree(1), step_dir(root, 1))
     with pytest.raises(OSError, match="No space left on device"):
         save_dcp(tree(2), step_dir(root, 2), at=Fault(point, 0, "full"))
-    assert latest(root) == step_dir(root, 1)
-    assert not step_dir(root, 2).exists()
+    assert latest(root) == step_dir(root, 2)
+    assert verify(step_dir(root, 2)).problems == ()
+    assert load_dcp(tree(0), step_dir(root, 2))["state"]["model"]["w"].tolist() == [2.0] * 1000
 
 
 def test_a_merge_reads_from_it(root, tmp_path):
@@ -111,9 +127,42 @@ def test_a_merge_reads_from_it(root, tmp_path):
     assert load_file(tmp_path / "hf" / "model.safetensors")["w"].tolist() == [1.0] * 1000
 
 
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_url_of_a_disk_is_a_path_which_is_flushed_and_renamed(protocol, tmp_path):
+    root = as_place(f"{protocol}://{tmp_path}/run")
+    assert type(root) is type(tmp_path) and root == as_place(UPath(f"{protocol}://{tmp_path}/run")) == tmp_path / "run"
+    with pytest.raises(OSError, match=r"No space left on device: .*step-00000001\.tmp"):
+        save_dcp(tree(1), step_dir(root, 1), at=Fault("writing", 0, "full"))
+
+
 def test_a_url_is_not_to_be_a_path_and_needs_its_library(monkeypatch):
-    with pytest.raises(ValueError, match="was a URL, which a Path has spoilt"):
-        as_place(Path("s3://bucket/run"))
+    for spoilt in (Path("s3://bucket/run"), "s3:/bucket/run"):
+        with pytest.raises(ValueError, match="was a URL, which a Path has spoilt"):
+            as_place(spoilt)
     monkeypatch.setitem(sys.modules, "upath", None)
     with pytest.raises(ValueError, match=r"s3://bucket/run is a URL, for which omni-ckpt\[remote\]"):
         as_place("s3://bucket/run")
+
+
+@pytest.mark.parametrize(("url", "package"), [("s3://bucket/run", "s3fs"), ("gs://bucket/run", "gcsfs")])
+def test_a_url_whose_storage_has_no_library_here_names_it(url, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
+    with pytest.raises(ValueError, match=rf"needs a package that is not installed: .*nstall {package} "):
+        as_place(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s4://bucket/run", r"s4:// is no storage that is known here\. Did you mean s3://\?"),
+        ("S3://bucket/run", r"S3:// is no storage that is known here\. Did you mean s3://\?"),
+        ("://bucket/run", r":// is no storage that is known here"),
+        ("memory://run?token=hunter2", r"a URL of memory:// has \? in it: a place has no query and no pattern"),
+        ("memory://run*/a", r"a URL of memory:// has \* in it"),
+    ],
+)
+def test_a_url_that_is_no_place_is_refused_without_its_secrets(url, told):
+    with pytest.raises(ValueError, match=told) as error:
+        as_place(url)
+    assert "hunter2" not in str(error.value)

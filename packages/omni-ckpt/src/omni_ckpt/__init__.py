@@ -7,7 +7,7 @@ from omni_ckpt.faults import At, Fault, Point, nothing, parse_fault
 from omni_ckpt.hf import merge_to_hf, plan_shards
 from omni_ckpt.layout import latest, step_dir, step_of, steps
 from omni_ckpt.manifest import Report, glance, verify
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, is_local, is_there
 from omni_ckpt.ranks import make_group
 from omni_ckpt.recover import Choice, check_together, newest_whole, newest_whole_together, refuse_none_whole, set_aside
 from omni_ckpt.retain import Retention, check_retention, prune, to_prune
@@ -34,6 +34,8 @@ __all__ = [
     "claim",
     "flatten",
     "inspect",
+    "is_local",
+    "is_there",
     "glance",
     "latest",
     "load_dcp",

@@ -17,15 +17,13 @@ from torch import Tensor
 from omni_ckpt.disk import clear, publish, write_json
 from omni_ckpt.faults import At, nothing
 from omni_ckpt.layout import is_complete, writing
-from omni_ckpt.manifest import Sealed, refuse_damages, seal, write_manifest
-from omni_ckpt.places import as_place, is_local, sync
+from omni_ckpt.manifest import INDEX_FILE, PLAIN_FILE, Sealed, refuse_damages, seal, write_manifest
+from omni_ckpt.places import as_place, is_folder, is_local, is_there, sync
 from omni_ckpt.ranks import Group, agree, gather, make_group, my_rank, on_first, together
 from omni_ckpt.recover import check_together
 from omni_ckpt.saving import Saving
 from omni_ckpt.staging import Staging, fill_staging_, local_shard, make_staging
 from omni_ckpt.stored import (
-    INDEX_FILE,
-    PLAIN_FILE,
     VERSION,
     check_coverage,
     check_files,
@@ -188,8 +186,9 @@ def _save(take: Callable[[], _Content], path: Path, group: Group, then: Callable
         sealed = gather(together(task, lambda: _write_shards(content, temporary, group, at), group), group)
         on_first(task, lambda: _commit(content.plain, temporary, path, sealed, at), group)
     except (ValueError, OSError, RuntimeError):
-        if my_rank() == 0:
-            # Best effort: on a full disk this is the space that the next save needs. The error is the one above.
+        if my_rank() == 0 and temporary != path:
+            # Best effort: on a full disk this is the space that the next save needs. The error is the one above. In
+            # object storage it stays for the next save: it may be committed, and a rank that is lost may still write.
             with suppress(OSError):
                 clear(temporary)
         raise
@@ -201,7 +200,7 @@ def _save(take: Callable[[], _Content], path: Path, group: Group, then: Callable
 def _storable(take: Callable[[], _Content], path: Path, at: At) -> _Content:
     content = take()
     at("staged", path)
-    if path.exists() and (is_local(path) or is_complete(path)):
+    if is_there(path) if is_local(path) else is_complete(path):
         raise ValueError("it exists, and a checkpoint is never overwritten. Delete it or choose another path.")
     return content
 
@@ -219,7 +218,7 @@ def _start(temporary: Path) -> None:
 
 
 def _check_shared(temporary: Path, at: At) -> None:
-    if is_local(temporary) and not temporary.is_dir():
+    if is_local(temporary) and not is_folder(temporary):
         raise OSError(f"{temporary}, made by rank 0, is not seen here: all ranks must share the disk.")
     at("begun", temporary)
 

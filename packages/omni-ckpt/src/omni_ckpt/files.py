@@ -7,13 +7,14 @@ import io
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from omni_ckpt.manifest import Sealed
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, asking, is_there, move_file
 
 
 class Files(FileSystem):
@@ -21,8 +22,14 @@ class Files(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
-        with as_place(path).open(mode) as stream:  # pyright: ignore[reportArgumentType] torch gives back what it got.
-            yield stream  # pyright: ignore[reportReturnType]
+        place = as_place(path)  # pyright: ignore[reportArgumentType] torch gives back what it got.
+        with asking(place):
+            opened = place.open(mode)
+        try:
+            yield opened  # pyright: ignore[reportReturnType]
+        finally:
+            with asking(place):  # Storage may send all of it only now.
+                opened.close()
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> Any:
         return as_place(path) / suffix  # pyright: ignore[reportArgumentType]
@@ -31,13 +38,13 @@ class Files(FileSystem):
         return as_place(path)  # pyright: ignore[reportArgumentType]
 
     def rename(self, path: Any, new_path: Any) -> None:
-        path.rename(new_path)
+        move_file(path, new_path)
 
     def mkdir(self, path: Any) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
     def exists(self, path: Any) -> bool:
-        return path.exists()
+        return is_there(path)
 
     def rm_file(self, path: Any) -> None:
         path.unlink()
@@ -56,7 +63,7 @@ class SealingFiles(Files):
             if "w" not in mode:
                 yield stream
                 return
-            writer = _Sealing(stream, self.before_piece)
+            writer = _Sealing(stream, as_place(path), self.before_piece)
             yield writer  # pyright: ignore[reportReturnType] It has what torch asks of one.
             self.sealed[path.name] = Sealed(writer.size, writer.hasher.hexdigest())
 
@@ -64,16 +71,17 @@ class SealingFiles(Files):
 class _Sealing:
     """A stream that is only ever added to, and what was added."""
 
-    def __init__(self, stream: Any, before_piece: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, place: Path, before_piece: Callable[[], None]) -> None:
         self.stream, self.hasher, self.size = stream, xxhash.xxh3_128(), 0
-        self.before_piece = before_piece
+        self.place, self.before_piece = place, before_piece
 
     def write(self, data: Any) -> int:
         self.before_piece()
         view = memoryview(data).cast("B")
         self.hasher.update(view)
         self.size += view.nbytes
-        self.stream.write(view)
+        with asking(self.place):
+            self.stream.write(view)
         return view.nbytes
 
     def tell(self) -> int:
@@ -86,4 +94,5 @@ class _Sealing:
         return self.stream.fileno()
 
     def close(self) -> None:
-        self.stream.close()
+        with asking(self.place):
+            self.stream.close()

@@ -9,11 +9,10 @@ So a complete checkpoint is known by its name alone, and nothing here opens one.
 renamed, `root/step-00000010` is complete if it has a manifest.
 """
 
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from omni_ckpt.places import as_place, is_local
+from omni_ckpt.places import as_place, entries, is_folder, is_local, is_there
 
 MANIFEST_FILE = "MANIFEST.json"
 
@@ -48,13 +47,13 @@ def step_of(path: Path) -> int:
 
 def steps(root: Path) -> tuple[Path, ...]:
     """The complete checkpoints under `root`, oldest first; none if there is no `root`."""
-    found = (path for path in _entries(root) if _parse(path.name) is not None and is_complete(path))
+    found = (path for path in entries(as_place(root)) if _parse(path.name) is not None and is_complete(path))
     return tuple(sorted(found, key=step_of))
 
 
 def is_complete(path: Path) -> bool:
     """Whether `path` is a checkpoint that was committed, by its name or by its manifest."""
-    return path.is_dir() if is_local(path) else (path / MANIFEST_FILE).exists()
+    return is_folder(path) if is_local(path) else is_there(path / MANIFEST_FILE)
 
 
 def latest(root: Path) -> Path | None:
@@ -76,7 +75,7 @@ def leftovers(root: Path) -> list[Path]:
         half = path.suffix == _WRITING if is_local(path) else not path.suffix and not is_complete(path)
         return step is not None and (path.suffix == _DELETING or (half and step <= until))
 
-    return sorted(path for path in _entries(root) if is_left(path))
+    return [path for path in entries(as_place(root)) if is_left(path)]
 
 
 def writing(path: Path) -> Path:
@@ -92,12 +91,7 @@ def deleting(path: Path) -> Path:
 def damaged(path: Path) -> Path:
     """What `path` is called once it was found damaged: the first such name that is free."""
     names = (f"{path.name}{_DAMAGED}{n or ''}" for n in count())
-    return next(other for name in names if not (other := path.with_name(name)).exists())
-
-
-def _entries(root: Path) -> Iterator[Path]:
-    root = as_place(root)
-    return root.iterdir() if root.is_dir() else iter(())
+    return next(other for name in names if not is_there(other := path.with_name(name)))
 
 
 def _parse(name: str) -> int | None:

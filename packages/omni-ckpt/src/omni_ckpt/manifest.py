@@ -14,12 +14,14 @@ from typing import Any
 
 import xxhash
 
-from omni_ckpt.disk import is_inside, read_json, write_json
+from omni_ckpt.disk import is_inside, leads_out, read_json, write_json
 from omni_ckpt.layout import MANIFEST_FILE
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, asking, entries, size_of
 
 PIN_FILE = "PINNED"
 """Whoever puts a file of this name into a checkpoint keeps it from being pruned."""
+INDEX_FILE = ".metadata"
+PLAIN_FILE = "state.json"
 VERSION = 1
 DIGEST = "xxh3_128"
 
@@ -50,6 +52,8 @@ class Report:
     nbytes: int
     problems: tuple[str, ...]
     """In words; none if every file is what it was."""
+    strange: tuple[str, ...] = ()
+    """In words: what is there, and in no manifest. It is no damage: nothing reads it."""
 
 
 def write_manifest(path: Path, files: Mapping[str, Sealed]) -> None:
@@ -72,18 +76,28 @@ def read_manifest(path: Path) -> dict[str, Sealed]:
         raise ValueError(f"{file} has version {version} with {digest}; this omni_ckpt reads {VERSION} with {DIGEST}.")
     if outside := [name for name in files if not is_inside(name)]:
         raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
+    if lacking := [name for name in (INDEX_FILE, PLAIN_FILE) if name not in files]:
+        raise ValueError(f"{file} is damaged: it does not name {' and '.join(lacking)}, which each checkpoint has.")
     return files
 
 
 def _take(content: Any) -> tuple[int, str, dict[str, Sealed]]:
-    files = {name: Sealed(int(entry["size"]), str(entry["digest"])) for name, entry in content["files"].items()}
-    return content["version"], content["digest"], files
+    version, digest = content["version"], content["digest"]
+    if (version, digest) != (VERSION, DIGEST):
+        return version, digest, {}  # Of which nothing else is known.
+    return version, digest, {name: _sealed(entry["size"], entry["digest"]) for name, entry in content["files"].items()}
+
+
+def _sealed(size: Any, digest: Any) -> Sealed:
+    if type(size) is not int or size < 0 or not isinstance(digest, str):
+        raise ValueError(f"a file has the size {size!r:.50} and the digest {digest!r:.50}")
+    return Sealed(size, digest)
 
 
 def seal(file: Path) -> Sealed:
     """What `file` is now. Reads all of it."""
     hasher, size = xxhash.xxh3_128(), 0
-    with file.open("rb") as stream:
+    with asking(file), file.open("rb") as stream:
         while piece := stream.read(_PIECE):
             hasher.update(piece)
             size += len(piece)
@@ -98,9 +112,11 @@ def damages(path: Path, files: Mapping[str, Sealed], *, shards: bool = True) -> 
     problems = []
     for name, sealed in files.items():
         file = path / name
-        if not file.is_file():
+        if leads_out(file):
+            problems.append(f"{file} is a link out of the checkpoint")
+        elif (size := size_of(file)) is None:
             problems.append(f"{file} is missing")
-        elif (size := file.stat().st_size) != sealed.size:
+        elif size != sealed.size:
             problems.append(f"{file} has {size} of {sealed.size} bytes")
         elif (shards or file.suffix != SHARD) and seal(file) != sealed:
             problems.append(f"{file} holds other bytes than were written")
@@ -113,6 +129,7 @@ def glance(path: Path) -> list[str]:
 
     Raises:
         NewerFormat: if a newer version wrote it.
+        OSError: if a file is there, but cannot be read: that is no damage.
     """
     try:
         return damages(path, read_manifest(path), shards=False)
@@ -124,16 +141,22 @@ def glance(path: Path) -> list[str]:
 
 def verify(path: Path) -> Report:
     """What is wrong with checkpoint `path`, if anything: every file of its manifest is read. Not collective; nothing in
-    it is run.
+    it is run. A load, and a run that chooses a checkpoint, find the same wrong.
 
     Raises:
-        ValueError: if `path` has no manifest that can be read.
+        ValueError: if `path` has no manifest, or one that is damaged.
+        OSError: if a file is there, but cannot be read.
     """
     path = as_place(path)
     files = read_manifest(path)
-    strange = sorted(file.name for file in path.iterdir() if file.name not in {*files, MANIFEST_FILE, PIN_FILE})
-    problems = (*damages(path, files), *(f"{path / name} is in no manifest" for name in strange))
-    return Report(path, len(files), sum(sealed.size for sealed in files.values()), problems)
+    strange = [file.name for file in entries(path) if file.name not in {*files, MANIFEST_FILE, PIN_FILE}]
+    return Report(
+        path,
+        len(files),
+        sum(sealed.size for sealed in files.values()),
+        tuple(damages(path, files)),
+        tuple(f"{path / name} is in no manifest" for name in strange),
+    )
 
 
 def refuse_damages(path: Path, problems: Iterable[str]) -> None:

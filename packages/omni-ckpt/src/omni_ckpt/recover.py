@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from omni_ckpt.disk import move
 from omni_ckpt.layout import damaged, steps
 from omni_ckpt.manifest import NewerFormat, damages, glance, read_manifest
-from omni_ckpt.places import as_place, move
+from omni_ckpt.places import as_place
 from omni_ckpt.ranks import Group, alone, gather, my_rank, on_first, together
 
 

@@ -9,7 +9,7 @@ from omni_ckpt.disk import clear, unname
 from omni_ckpt.faults import At, nothing
 from omni_ckpt.layout import leftovers, step_of, steps
 from omni_ckpt.manifest import PIN_FILE, glance
-from omni_ckpt.places import as_place
+from omni_ckpt.places import as_place, is_there
 from omni_ckpt.stored import read_plain
 
 
@@ -46,13 +46,14 @@ def to_prune(root: Path, keep: int | Retention) -> list[Path]:
 
     Raises:
         ValueError: if `keep` cannot be meant.
+        OSError: if something cannot be read: nothing is taken for damaged, or for not pinned, because of that.
     """
     keep = Retention(newest=keep) if isinstance(keep, int) else keep
     check_retention(keep)
     whole = [path for path in steps(root) if not glance(path)]
     kept = set(whole[-keep.newest :])
     kept |= {path for path in whole if keep.every and step_of(path) % keep.every == 0}
-    kept |= {path for path in whole if (path / PIN_FILE).exists()}
+    kept |= {path for path in whole if is_there(path / PIN_FILE)}
     if keep.best:
         scores = {path: _score(path, keep.metric) for path in whole}
         kept |= {path for path in sorted(whole, key=scores.__getitem__)[: keep.best] if math.isfinite(scores[path])}

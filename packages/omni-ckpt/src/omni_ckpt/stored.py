@@ -9,9 +9,10 @@ The index is a pickle, which could run any code; it is read through a list of th
 read with `torch.load(weights_only=True)`. Nothing else is pickled.
 """
 
+import io
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from omni_ckpt.disk import is_inside, read_json
+from omni_ckpt.disk import is_inside, leads_out, read_json, refuse_link
 from omni_ckpt.files import Files
-from omni_ckpt.manifest import refuse_damages
-from omni_ckpt.places import as_place
+from omni_ckpt.manifest import INDEX_FILE, PLAIN_FILE, refuse_damages
+from omni_ckpt.places import ABSENT, as_place, read_bytes, size_of
 from omni_ckpt.ranks import alone
-from omni_ckpt.tree import TensorSpec
+from omni_ckpt.tree import TensorSpec, flatten
 
 VERSION = 1
-PLAIN_FILE = "state.json"
-INDEX_FILE = ".metadata"
 
 # What torch 2.11 to 2.15 put into the index, private names among them; a name that moves is an error that says so.
 _INDEX_TYPES = {
@@ -52,7 +56,7 @@ _INDEX_TYPES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
-# What unpickling a damaged file raises, besides what `find_class` below says.
+# What unpickling a damaged file, and looking at what comes of it, raises, besides what `find_class` below says.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError),
     *(OverflowError, RuntimeError, ImportError),
@@ -80,7 +84,7 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if `path` is no checkpoint, its plain values are damaged, or a newer version wrote them.
     """
-    version, plain = read_json(path, PLAIN_FILE, lambda content: (content["version"], content["plain"]))
+    version, plain = read_json(path, PLAIN_FILE, _take_plain)
     if version != VERSION:
         raise ValueError(
             f"{as_place(path) / PLAIN_FILE} has version {version}; this omni_ckpt reads version {VERSION}."
@@ -91,18 +95,57 @@ def read_plain(path: Path) -> dict[str, Any]:
 def read_index(path: Path) -> Metadata:
     """The index of checkpoint `path`, in torch's form; no code in it is run, and no file outside `path` is named."""
     file = as_place(path) / INDEX_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.")
+    refuse_link(file)
     try:
-        with file.open("rb") as stream:
-            index = _IndexUnpickler(stream).load()
+        content = read_bytes(file)
+    except ABSENT:
+        raise ValueError(f"{path} is not a checkpoint: it has no {INDEX_FILE}.") from None
+    try:
+        index = _IndexUnpickler(io.BytesIO(content)).load()
+        wrong = _no_index(index)
     except _DAMAGE as error:
         raise ValueError(f"{file} is damaged: {error}.") from error
-    if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
-        raise ValueError(f"{file} is damaged: it is not an index.")
+    if wrong:
+        raise ValueError(f"{file} is damaged: {wrong}.")
     if outside := [info.relative_path for info in index.storage_data.values() if not is_inside(info.relative_path)]:
-        raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(outside[:10])}.")
+        raise ValueError(f"{file} names files outside of the checkpoint: {', '.join(map(str, outside[:10]))}.")
     return index
+
+
+def _take_plain(content: Any) -> tuple[Any, dict[str, Any]]:
+    version, plain = content["version"], content["plain"]
+    if version == VERSION:
+        flatten(plain)  # As deep as it can be walked, and of nothing but names and values.
+    return version, plain
+
+
+def _no_index(index: Any) -> str:
+    """Why `index` is not what torch writes, in words; nothing if it is. Pure."""
+    if not isinstance(index, Metadata) or not all(
+        isinstance(part, dict) for part in (index.state_dict_metadata, index.storage_data)
+    ):
+        return "it is not an index"
+    for name, entry in index.state_dict_metadata.items():
+        if not isinstance(name, str) or not isinstance(entry, TensorStorageMetadata | BytesStorageMetadata):
+            return f"{name!r:.50} is no tensor"
+        if isinstance(entry, TensorStorageMetadata) and not _is_tensor(entry):
+            return f"{name!r:.50} is no tensor that can be"
+    for key, info in index.storage_data.items():
+        if not isinstance(key, MetadataIndex) or not isinstance(info, _StorageInfo):
+            return f"{key!r:.50} is no place of a piece"
+        if not _are_sizes((info.offset, info.length)):
+            return f"{key.fqn!r:.50} is at {info.offset!r:.50} and has {info.length!r:.50} bytes"
+    return ""
+
+
+def _is_tensor(entry: TensorStorageMetadata) -> bool:
+    shapes = [entry.size] + [shape for chunk in entry.chunks for shape in (chunk.offsets, chunk.sizes)]
+    alike = all(isinstance(shape, torch.Size) and len(shape) == len(entry.size) for shape in shapes)
+    return alike and all(map(_are_sizes, shapes)) and isinstance(entry.properties.dtype, torch.dtype)
+
+
+def _are_sizes(numbers: Iterable[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
 
 
 def specs_in(index: Metadata) -> dict[str, TensorSpec]:
@@ -123,13 +166,14 @@ def check_files(path: Path, index: Metadata) -> None:
     needed: dict[str, int] = {}
     for info in index.storage_data.values():
         needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
-    sizes = {name: (path / name).stat().st_size if (path / name).is_file() else None for name in needed}
-    problems = [
+    sizes = {name: size_of(path / name) for name in needed}
+    links = [f"{path / name} is a link out of the checkpoint" for name in needed if leads_out(path / name)]
+    short = [
         f"{path / name} is missing" if size is None else f"{path / name} has {size} of {needed[name]} bytes"
         for name, size in sizes.items()
         if size is None or size < needed[name]
     ]
-    refuse_damages(path, problems)
+    refuse_damages(path, links or short)
 
 
 def check_coverage(index: Metadata, sizes: Mapping[str, int]) -> None:
