@@ -95,7 +95,7 @@ def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
     asked = asked_in(tmp_path, data=(str(tmp_path / "bad.jsonl"), "nowhere.jsonl"), steps=0)
     with pytest.raises(ValueError) as caught:
         sft.decide_chats(asked)
-    assert "steps=0" in str(caught.value) and "nowhere.jsonl: no such file" in str(caught.value)
+    assert "--steps 0 must be" in str(caught.value) and "nowhere.jsonl: no such file" in str(caught.value)
     for options in (("enable_thinking",), ("a=b",), ("=1",)):
         with pytest.raises(ValueError, match="an option is name=value with a value in JSON"):
             sft.decide_chats(replace(asked, chat=ChatConfig(options=options)))
@@ -115,4 +115,5 @@ def test_the_first_chat_that_is_none_is_named_before_anything_starts(tmp_path: P
 def test_both_scripts_are_the_same_but_for_how_they_begin() -> None:
     ours, theirs = (inspect.getsource(main).splitlines() for main in (sft.main, pretrain.main))
     differing = [line.strip() for line in ndiff(theirs, ours) if line[0] in "+-"]
-    assert len(differing) == 6, "\n".join(differing)  # The signature, what it says, and the line that decides.
+    # The signature, what it says, the line that decides, and the name that what is next goes by.
+    assert len(differing) == 8, "\n".join(differing)
