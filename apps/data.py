@@ -30,6 +30,7 @@ from omni_data import (
     stream_batches,
     stream_source,
 )
+from omni_data.fingerprint import spread
 from omni_data.pack import Batch, pack_batch
 from omni_data.read import first_of
 from omni_mesh import Mesh, MeshSpec
@@ -129,6 +130,17 @@ def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -
         raise ValueError("eval.documents is of sources that are counted: leave it out, or leave out `stream:`.")
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
     return tuple(Part(source, 1.0, 1, None, encode) for source in limited if source)
+
+
+def count_tokens(part: Part) -> int | None:
+    """About how many tokens a source has, by 64 documents spread over it; None of a stream. Effect: reads them."""
+    source, encode = part.source, part.encode
+    if not isinstance(source, Sized) or encode is None:
+        return None
+    problems: list[str] = []
+    samples = mapped(source, encode)
+    lengths = [len(sample) for i in spread(len(source)) if (sample := attempt(problems, samples.__getitem__, i))]
+    return round(sum(lengths) / max(1, len(lengths)) * len(source))
 
 
 def check_first(source: Source[Any] | Streamed[Any], encode: Encode) -> None:

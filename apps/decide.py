@@ -107,6 +107,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         tokenizer=tokenizer,
         batch=batch,
         micro=micro,
+        seq_len=config.seq_len,
         virtual_shards=virtual_shards,
         order={**asked, "batch": batch, "virtual_shards": virtual_shards},
         device=device,

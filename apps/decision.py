@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from compute import Compute
+from data import count_tokens
 from transformers import PreTrainedModel
 
 from omni_data import Part, TextTokenizer
@@ -29,6 +30,7 @@ class Decision:
     tokenizer: TextTokenizer
     batch: int
     micro: int
+    seq_len: int
     virtual_shards: int
     order: dict[str, int | str | bool | None]
     """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""
@@ -74,7 +76,7 @@ class Decision:
                 ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
                 ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
                 *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
-                ("step", f"{self.batch} rows, {self.micro} at a time on each rank"),
+                ("step", f"{self.batch} rows, {self.micro} at a time on each rank{self._epoch()}"),
                 ("start", f"continues {found}" if found else self.start),
                 *((("changed", ", ".join(changed)),) if changed else ()),
                 *((("saves", saves),) if saves else ()),
@@ -90,6 +92,10 @@ class Decision:
                 ),
             )
         )
+
+    def _epoch(self) -> str:
+        tokens = count_tokens(self.parts[0]) if len(self.parts) == 1 else None
+        return f"; about {max(1, round(tokens / (self.batch * self.seq_len))):,} steps an epoch" if tokens else ""
 
     def _experts(self) -> str:
         ep = self.spec.ep

@@ -2,6 +2,7 @@
 
     uv run apps/infer.py runs/pretrain/merged --prompt "The "
     uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
+    uv run apps/infer.py runs/sft/merged-200 --chat True --prompt "What is a list?"
 
 Without --temperature it is the likeliest continuation.
 """
@@ -25,6 +26,8 @@ class Config:
     """Directory of a merged model, or a hub name."""
     prompt: str = "The "
     """Text to continue."""
+    chat: bool = False
+    """The prompt is what a user says, written by the chat template of the tokenizer."""
     tokens: int = 100
     """Most tokens to add."""
     temperature: float = 0.0
@@ -65,7 +68,12 @@ def main(config: Config) -> None:
     model = model.to(device).eval()
     torch.manual_seed(config.seed)
     draw = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}
-    prompt = tokenizer(config.prompt, return_tensors="pt").to(device)
+    if config.chat and not tokenizer.chat_template:
+        raise ValueError(f"{config.model} has no chat template: leave out --chat, or finetune it with apps/sft.py.")
+    said = [{"role": "user", "content": config.prompt}]
+    how = {"tokenize": False, "add_generation_prompt": True}
+    text = tokenizer.apply_chat_template(said, **how) if config.chat else config.prompt
+    prompt = tokenizer(text, add_special_tokens=not config.chat, return_tensors="pt").to(device)
     out = model.generate(**prompt, max_new_tokens=config.tokens, pad_token_id=tokenizer.eos_token_id, **draw)
     print(tokenizer.decode(out[0], skip_special_tokens=True))
 
