@@ -51,6 +51,8 @@ class Reads(Protocol):
     @property
     def micro(self) -> int: ...
     @property
+    def workers(self) -> int: ...
+    @property
     def virtual_shards(self) -> int: ...
     @property
     def spec(self) -> MeshSpec: ...
@@ -230,7 +232,7 @@ def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batc
         shuffle=config.shuffle,
         seed=config.seed,
         max_bad=config.max_bad,
-        workers=config.workers,
+        workers=run.workers,
     )
     return then_padding(stream, cursor, rows, num_shards, config.seq_len)
 

@@ -108,6 +108,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         batch=batch,
         micro=micro,
         seq_len=config.seq_len,
+        workers=(2 if device == "cuda" else 0) if config.workers is None else config.workers,
         virtual_shards=virtual_shards,
         order={**asked, "batch": batch, "virtual_shards": virtual_shards},
         device=device,

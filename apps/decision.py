@@ -31,6 +31,8 @@ class Decision:
     batch: int
     micro: int
     seq_len: int
+    workers: int
+    """Processes of each rank that read."""
     virtual_shards: int
     order: dict[str, int | str | bool | None]
     """What fixes the rows of a step, beside the cursor; a checkpoint keeps it."""

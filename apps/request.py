@@ -77,8 +77,9 @@ class Config:
     packing: Packing = Packing()
     max_bad: int = 0
     """Documents that cannot be used and are left out, on each rank; one more ends the run."""
-    workers: int = 0
-    """Processes of each rank that read, tokenize and pack; without any, a thread does."""
+    workers: int | None = None
+    """Processes of each rank that read, tokenize and pack; with 0 a thread does, which costs a GPU time that the host
+    needs to keep it busy. Left out: 2 on GPUs, none on CPUs."""
     mix: MixConfig = MixConfig()
     eval: EvalConfig = EvalConfig()
     shuffle: bool = True

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
+import numpy as np
 import pytest
 from encoders import complain, fail_at_once, kill_the_reader
 
@@ -71,6 +73,15 @@ def test_workers_end_with_the_process_that_started_them():
             return
         time.sleep(0.1)
     raise AssertionError("the worker is still there.")
+
+
+def test_more_questions_than_the_line_holds_stop_nobody():
+    # Every virtual shard is asked for ahead, and answers of a window are larger than what a line holds.
+    how = HOW | {"virtual_shards": 5000, "rows": 5000, "seq_len": 64}
+    with closing(stream_batches(SOURCE, Cursor(), workers=1, **how)) as stream:
+        made = [next(stream)[0].tokens_BS for _ in range(2)]
+    alone = stream_batches(SOURCE, Cursor(), **how)
+    assert all(np.array_equal(next(alone)[0].tokens_BS, tokens_BS) for tokens_BS in made)
 
 
 def test_what_cannot_be_sent_is_an_error_with_the_remedy():

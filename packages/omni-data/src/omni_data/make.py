@@ -38,17 +38,23 @@ class Making:
         return read_windows(reads, start, self.packing, self.seq_len, seed=self.seed)
 
 
-def rows_of(windows: Iterator[Window], start: Position) -> Iterator[tuple[Row, Position, Window | None]]:
+def rows_of(
+    windows: Iterator[Window], start: Position, ahead: Callable[[], None] | None = None
+) -> Iterator[tuple[Row, Position, Window | None]]:
     """The rows of `windows` from `start` on, each with the position after it, and with the window that it is the first
-    of. Pure.
+    of. Pure but for `ahead`.
 
     Args:
         windows: the first is the one that `start` is in.
         start: where the rows begin; of its window, so many are given already.
+        ahead: called once half of the rows of a window are given.
     """
     here, given = start, start.given
     for window in windows:
+        half = max(given + 1, len(window.rows) // 2)
         for number, row in islice(enumerate(window.rows, 1), given, None):
+            if number == half and ahead is not None:
+                ahead()
             after = window.after if number == len(window.rows) else here._replace(given=number)
             yield row, after, window if number == 1 else None
         here, given = window.after, 0

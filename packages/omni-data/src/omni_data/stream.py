@@ -26,7 +26,7 @@ from omni_data.mix import Part, mix_problems, pick_part, weight_at
 from omni_data.pack import Batch, pack_batch
 from omni_data.sample import Counts
 from omni_data.window import Packing, Row, Window
-from omni_data.workers import start_workers
+from omni_data.workers import Lane, start_workers
 
 T = TypeVar("T")
 Stream = Iterator[tuple[T, Cursor]]
@@ -132,7 +132,8 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
         def lane(shard: int, number: int) -> Iterator[tuple[Row, Position, Window | None]]:
             if (shard, number) not in lanes:
                 at = positions[taking.parts[number].name][shard]
-                lanes[shard, number] = rows_of(windows(shard, number, at._replace(given=0)), at)
+                made = windows(shard, number, at._replace(given=0))
+                lanes[shard, number] = rows_of(made, at, made.ahead if isinstance(made, Lane) else None)
             return lanes[shard, number]
 
         def take(row: int) -> tuple[Row, int, Counts]:

@@ -1,7 +1,9 @@
 """Windows made by other processes, in the order in which they are asked for. Effect: processes.
 
-A virtual shard belongs to one worker, which keeps what it has open of it, and makes one lot of windows ahead of those
-that were taken. Who made a window cannot be told from it, so the order does not depend on how many workers there are.
+A virtual shard belongs to one worker, which keeps what it has open of it, and is asked for the next lot of windows once
+half of what is there was taken. Lots begin small, or the start of a run, where every virtual shard is new, would wait
+for rows that are of use much later. Who made a window cannot be told from it, so the order does not depend on how many
+workers there are.
 
 Workers are plain interpreters that run `omni_data.worker`: they import nothing of the program that starts them but what
 the functions need that they are sent. (`multiprocessing` would import its main script in each, with torch and all; and
@@ -9,9 +11,10 @@ to fork a process with threads, or with a GPU, is asking for a deadlock.)
 """
 
 import pickle
+import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -19,8 +22,10 @@ from typing import Any, NoReturn
 
 from omni_data.cursor import Position
 from omni_data.make import Making
-from omni_data.window import WINDOW, Window
+from omni_data.window import Window
 
+LOT = 8192
+"""Tokens that a worker is asked for together, at most: so many that asking costs nothing beside making them."""
 _LEAVE_S = 5.0
 
 
@@ -34,8 +39,13 @@ class Worker:
     asked: int = 0
 
     def ask(self, question: tuple[Any, ...]) -> int:
-        """The number of a question that the worker now has."""
+        """The number of a question that the worker now has. Answers are heard while there is no room for it: the worker
+        may be waiting for that."""
         self.asked += 1
+        ready = select.poll()
+        ready.register(self.line, select.POLLIN | select.POLLOUT)
+        while not ready.poll()[0][1] & select.POLLOUT:
+            self._hear()
         try:
             self.line.send((self.asked, *question))
         except OSError:
@@ -50,17 +60,20 @@ class Worker:
             RuntimeError: if it failed otherwise, or is no more.
         """
         while number not in self.early:
-            try:
-                answered, answer = self.line.recv()
-            except (EOFError, OSError):
-                self.lost()
-            self.early[answered] = answer
+            self._hear()
         kind, answer = self.early.pop(number)
         if kind == "problem":
             raise ValueError(answer)
         if kind == "failure":
             raise RuntimeError(f"a data worker failed:\n{answer}")
         return answer
+
+    def _hear(self) -> None:
+        try:
+            answered, answer = self.line.recv()
+        except (EOFError, OSError):
+            self.lost()
+        self.early[answered] = answer
 
     def lost(self) -> NoReturn:
         """Raises `RuntimeError`: the worker is no more."""
@@ -70,24 +83,60 @@ class Worker:
         raise RuntimeError(f"data worker {self.process.pid} {how}{more}")
 
 
+@dataclass(slots=True, eq=False)
+class Lane:
+    """The windows of a virtual shard and a source, by their numbers `which`, that one worker makes from `after` on."""
+
+    worker: Worker
+    which: tuple[int, int]
+    most: int
+    """Windows that are asked for together at most."""
+    after: Position
+    count: int = 1
+    """Windows that the next question is for."""
+    question: int | None = None
+    here: deque[Window] = field(default_factory=deque)
+
+    def __iter__(self) -> "Lane":
+        return self
+
+    def __next__(self) -> Window:
+        """The next window. Effect: waits for it."""
+        if not self.here:
+            self._ask()
+            assert self.question is not None
+            self.here.extend(self.worker.answer(self.question))
+            self.question = None
+        if not self.here:
+            raise StopIteration
+        window = self.here.popleft()
+        self.after = window.after
+        return window
+
+    def ahead(self) -> None:
+        """Ask for the next windows, if no more are here. Effect: asks, and does not wait."""
+        if not self.here:
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.question is None:
+            self.question = self.worker.ask((*self.which, self.after, self.count))
+            self.count = min(self.most, 2 * self.count)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Workers:
     """Some workers, which make windows for whoever calls."""
 
     workers: tuple[Worker, ...]
     lot: int
-    """Windows that are asked for together."""
+    """Windows that are asked for together at most."""
 
-    def __call__(self, shard: int, number: int, start: Position) -> Iterator[Window]:
+    def __call__(self, shard: int, number: int, start: Position) -> "Lane":
         """The windows of virtual shard `shard` and source `number` from `start` on, the first of them asked for now."""
-        worker = self.workers[shard % len(self.workers)]
-        return self._windows(worker, worker.ask((shard, number, start, self.lot)), (shard, number))
-
-    def _windows(self, worker: Worker, first: int, lane: tuple[int, int]) -> Iterator[Window]:
-        question = first
-        while windows := worker.answer(question):
-            question = worker.ask((*lane, windows[-1].after, self.lot))
-            yield from windows
+        lane = Lane(self.workers[shard % len(self.workers)], (shard, number), self.lot, start)
+        lane.ahead()
+        return lane
 
     def close(self) -> None:
         """Effect: ends the processes."""
@@ -115,7 +164,7 @@ def start_workers(making: Making, count: int) -> Workers:
             f"workers={count} need sources and functions that can be sent to other processes ({error}): make them of "
             "functions of a module, or take workers=0."
         ) from None
-    lot = max(1, WINDOW // making.seq_len) if making.packing.how == "concat" else 1
+    lot = max(1, LOT // making.seq_len) if making.packing.how == "concat" else 1
     return Workers(tuple(_start(order) for _ in range(count)), lot)
 
 
