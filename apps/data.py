@@ -14,6 +14,7 @@ from share import make_sequence_group, share
 from omni_data import (
     Cursor,
     Encode,
+    Packing,
     Part,
     Source,
     Stream,
@@ -113,7 +114,11 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> t
         raise ValueError("\n".join(problems))
     epochs = [None if count == 0 else count for count in mix.epochs] or [None] * len(specs)
     found = zip(sources, weights, epochs, keys, strict=True)
-    return tuple(Part(source, weight, count, key, encode) for source, weight, count, key in found if source and weight)
+    return tuple(
+        Part(source, weight, count, key, encode)
+        for source, weight, count, key in found
+        if source and weight is not None
+    )
 
 
 def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
@@ -163,6 +168,7 @@ def fix_order(
     """
     packing = config.packing
     told = f"{packing.how}, {packing.max_len}, {packing.long}"
+    told += f", {packing.cost}" if packing.cost != Packing().cost else ""
     return {
         "data": SEPARATOR.join(part.name for part in parts) if parts else None,
         "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
@@ -205,19 +211,22 @@ def read_batches(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Gene
     one of the ranks that share rows."""
     group = make_sequence_group(mesh)
     if group is None:
-        return prefetch(collated(_read(config, run, cursor, mesh), run, mesh))
+        return prefetch(collated(_read(config, run, cursor, mesh), config, run, mesh))
     first = mesh.tokens.get_local_rank("sp") == 0
-    return collated(share(prefetch(_read(config, run, cursor, mesh)) if first else None, group), run, mesh)
+    return collated(share(prefetch(_read(config, run, cursor, mesh)) if first else None, group), config, run, mesh)
 
 
-def collated(stream: Stream[Batch], run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
-    """The items of `stream` as a step of this rank takes them."""
+def collated(
+    stream: Stream[Batch | None], config: Config, run: Reads, mesh: Mesh
+) -> Generator[tuple[Rows, Cursor], None, None]:
+    """The items of `stream` as a step of this rank takes them; None becomes rows of padding."""
     how: dict[str, Any] = {"part": mesh.tokens.get_local_rank("sp"), "parts": run.spec.sp, "pin": run.device == "cuda"}
     for batch, cursor in stream:
-        yield collate(batch, run.facts.vocab_size, **how), cursor
+        padded = pack_batch([[]] * run.micro, config.seq_len) if batch is None else batch
+        yield replace(collate(padded, run.facts.vocab_size, **how), over=batch is None), cursor
 
 
-def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch]:
+def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch | None]:
     rows, num_shards = run.micro, run.spec.dp
     stream = stream_batches(
         run.parts,
@@ -234,7 +243,7 @@ def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batc
         max_bad=config.max_bad,
         workers=run.workers,
     )
-    return then_padding(stream, cursor, rows, num_shards, config.seq_len)
+    return then_nothing(stream, cursor, rows * num_shards)
 
 
 def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
@@ -256,15 +265,20 @@ def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Row
         shuffle=False,
         max_bad=config.max_bad,
     )
-    padded = then_padding(stream, start, run.micro, num_shards, config.seq_len)
-    return prefetch(collated(padded, run, mesh))
+    return prefetch(collated(then_nothing(stream, start, run.micro * num_shards), config, run, mesh))
 
 
-def then_padding(stream: Stream[Batch], cursor: Cursor, rows: int, num_shards: int, seq_len: int) -> Stream[Batch]:
-    """The items of `stream`, and once it ends, batches of padding only: other ranks may not be there yet. Pure."""
+def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | None]:
+    """The items of `stream`, and None once it ended: other ranks may not be there yet. Pure.
+
+    Args:
+        stream: of one rank.
+        cursor: before it.
+        rows: of a batch of all ranks.
+    """
     for item in stream:
         cursor = item[1]
         yield item
     while True:
-        cursor = replace(cursor, rows=cursor.rows + rows * num_shards)
-        yield pack_batch([[]] * rows, seq_len), cursor
+        cursor = replace(cursor, rows=cursor.rows + rows)
+        yield None, cursor

@@ -57,6 +57,11 @@ class Decision:
         """Microbatches of a step on each rank."""
         return self.batch // self.spec.dp // self.micro
 
+    @property
+    def ends(self) -> bool:
+        """Whether the data may end before the last step."""
+        return any(part.epochs is not None for part in self.parts)
+
     def told(self, found: Path | None = None, saves: str = "", changed: Sequence[str] = ()) -> str:
         """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, and
         which settings are not those of the run that it is of."""

@@ -37,7 +37,7 @@ def evaluate(
     with torch.no_grad(), closing(batches):
         for rows, _ in batches:
             beat()
-            if not global_sum(torch.tensor(rows.count, device=device)):
+            if not global_sum(torch.tensor(not rows.over, device=device).long()):
                 break
             inputs = rows.on(device)
             labels_Bs, sources_B = inputs.pop("labels_Bs"), inputs.pop("sources_B")

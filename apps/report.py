@@ -81,7 +81,6 @@ class Reporter:
         self.values: dict[str, float] = {}
         self.asked_to_leave = self.asked_to_save = False
         self.skips, self.tokens, self.best = 0, 0, best
-        self.over = False
         self.odd = Counter[str]()
         self.evaluated: dict[str, Any] = {}
 
@@ -121,6 +120,8 @@ class Reporter:
         noted = Noted(step, send_home(metrics), send_home(loads), known, cursor, Mark(self.world.device))
         self.tell()
         self.noted = noted
+        if data.last and self.world.rank == 0:
+            print(f"The data ends with step {step}.", flush=True)
         if self.world.device.type == "cpu":
             self.tell()
 
@@ -141,9 +142,6 @@ class Reporter:
         heard = {name: values.pop(name) for name in HEARD if name in values}
         self.asked_to_leave |= heard.get("asked_to_leave", 0) > 0
         self.asked_to_save |= heard.get("asked_to_save", 0) > 0
-        if heard.get("rows") == 0:
-            self._tell_end(noted)
-            return
         values |= self._tell_data(heard) | self._name_sources(values)
         self.values, self.tokens = values, noted.known["tokens_so_far"]
         if lost := find_lost(values):
@@ -158,11 +156,6 @@ class Reporter:
             append_row(self.config.out / "metrics.jsonl", row)
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
             print(progress_line(row, self.config.steps, pace), flush=True)
-
-    def _tell_end(self, noted: Noted) -> None:
-        if self.world.rank == 0 and not self.over:
-            print(f"The data ended before step {noted.step}, which changed nothing.", flush=True)
-        self.over = self.asked_to_leave = True
 
     def _tell_data(self, heard: Mapping[str, float]) -> dict[str, float]:
         """The share of positions that are no padding; and what was read otherwise than as it is, of the whole run here.
@@ -182,9 +175,10 @@ class Reporter:
         losses = {part.source.name: values.pop(f"loss_of_{i}", math.nan) for i, part in enumerate(self.run.parts)}
         return {f"loss/{name}": loss for name, loss in losses.items() if not math.isnan(loss)}
 
-    def is_time_to_evaluate(self, step: int) -> bool:
-        """Whether something is held out, and should be read after `step`: it is its turn, or the run ends for good."""
-        ends = self.over or step in (self.config.steps, self.config.stop_after)
+    def is_time_to_evaluate(self, step: int, *, last: bool) -> bool:
+        """Whether something is held out, and should be read after `step`: it is its turn, or the run ends for good, as
+        it does with the `last` of its data."""
+        ends = last or step in (self.config.steps, self.config.stop_after)
         return bool(self.run.held_out) and (ends or step % self.config.eval.every == 0)
 
     def note_eval(self, step: int, values: Mapping[str, float]) -> None:
@@ -198,7 +192,7 @@ class Reporter:
         self.skip_time()
 
     def _note_best(self, loss: float, step: int) -> None:
-        if self.best is None or loss < self.best["loss"]:
+        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best = {"loss": loss, "step": step}
 
     def is_asked(self) -> bool:

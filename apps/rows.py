@@ -27,6 +27,8 @@ class Rows:
     """The share of positions that are not padding."""
     counts: Counts
     """What was read for it."""
+    over: bool = False
+    """There is no more data of this rank: these are rows of padding, since other ranks may have some."""
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The tensors on `device`, and `max_seqlen`. Effect: begins to copy them."""

@@ -27,7 +27,7 @@ from step import (
     rebalance_,
     scale_or_skip,
     seed_all_,
-    take_rows,
+    take_steps,
 )
 from tune import Config, decide_chats, with_weights
 from watch import forget_rows, what_next
@@ -89,15 +89,18 @@ def main(asked: Config) -> None:
             forget_rows(config.out, state.step)
 
         # Train.
-        stream = read_batches(config, run, cursor, mesh)
         stop = min(config.steps, config.stop_after or config.steps)
         first, due = state.step, False
         begin = expect_steps(dog, mesh, config.timeout_s)
-        with closing(stream) as batches, Reporter(config, run, world, first=first, best=about.get("best")) as report:
-            while state.step < stop and (due or not report.asked_to_leave):
+        with (
+            closing(read_batches(config, run, cursor, mesh)) as batches,
+            Reporter(config, run, world, first=first, best=about.get("best")) as report,
+        ):
+            taken = take_steps(batches, run, world.device)
+            while state.step < stop and (due or not report.asked_to_leave) and (now := next(taken, None)):
                 begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)
-                micro, cursor, data = take_rows(batches, run.passes, world.device)
+                micro, cursor, data = now
                 how = {"balance": run.balance, "sources": len(run.parts)}
                 metrics, loads = accumulate_grads_(model, micro, run.compute.loss, **how)
                 metrics |= {"grad_norm": grad_norm(model), **hear_all(requests, data, world.device)}
@@ -109,9 +112,9 @@ def main(asked: Config) -> None:
                 # To read its numbers is to wait for the device, so the step before is told, and this one before a save.
                 report.note(state.step, metrics, loads, cursor=cursor, data=data)
                 keeper.poll()
-                if report.is_time_to_evaluate(state.step):
+                if report.is_time_to_evaluate(state.step, last=data.last):
                     report.note_eval(state.step, evaluate(model, config, run, mesh, beat=partial(dog.beat, state.step)))
-                due |= state.step % config.save_every == 0 or state.step == stop or report.is_asked()
+                due |= state.step % config.save_every == 0 or state.step == stop or data.last or report.is_asked()
                 if due and report.is_good():
                     keeper.save(state, cursor, report.about(state.step))
                     due = False

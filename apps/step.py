@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from decision import Decision
 from rows import Rows
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -75,30 +76,57 @@ class DataTold:
     """Tokens of the document that a token is in, on average."""
     waited: float
     """Seconds until all of it was on its way to the device."""
-    rows: int = 1
-    """Of this rank, that have documents."""
     fill: float = 1.0
     """The share of positions that are not padding, of this rank."""
     counts: Counts = Counts()
     """What this rank read for it."""
+    last: bool = False
+    """There is no more data on any rank."""
+
+
+Step = tuple[list[dict[str, Any]], Cursor, DataTold]
+"""The microbatches of a step on the device, the place in the data after them, and what is told of them."""
+
+
+def take_steps(batches: Iterator[tuple[Rows, Cursor]], run: Decision, device: torch.device) -> Iterator[Step]:
+    """What this rank computes in each step, until there are no more rows on any rank. Effect: collective."""
+    if not run.ends:
+        while True:
+            step = take_rows(batches, run.passes, device, may_end=False)
+            assert step is not None
+            yield step
+    ahead = take_rows(batches, run.passes, device, may_end=True)
+    while ahead is not None:
+        (micro, cursor, told), ahead = ahead, take_rows(batches, run.passes, device, may_end=True)
+        yield micro, cursor, replace(told, last=ahead is None)
 
 
 def take_rows(
-    batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.device
-) -> tuple[list[dict[str, Any]], Cursor, DataTold]:
-    """The next `count` microbatches of this rank on `device`, the place in the data after them, and what is told of
-    them."""
-    began = time.perf_counter()
-    taken = [next(batches) for _ in range(count)]
-    micro = [rows.on(device) for rows, _ in taken]
+    batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.device, *, may_end: bool
+) -> Step | None:
+    """The next `count` microbatches of this rank, those left out that have no row on any rank; None at the end of all.
+
+    Where data may end, ranks agree, on the host, on whether there is something to compute.
+    """
+    began, counts = time.perf_counter(), Counts()
+    while True:
+        taken = [next(batches) for _ in range(count)]
+        counts = sum((rows.counts for rows, _ in taken), counts)
+        if not may_end:
+            break
+        here = torch.tensor([sum(rows.count for rows, _ in taken), sum(not rows.over for rows, _ in taken)])
+        filled, going = global_sum(here).tolist()
+        if filled:
+            break
+        if not going:
+            return None
     told = DataTold(
         sum(rows.reach for rows, _ in taken) / count,
         time.perf_counter() - began,
-        rows=sum(rows.count for rows, _ in taken),
         fill=sum(rows.fill for rows, _ in taken) / count,
-        counts=sum((rows.counts for rows, _ in taken), Counts()),
+        counts=counts,
     )
-    return micro, taken[-1][1], told
+    return [rows.on(device) for rows, _ in taken], taken[-1][1], told
 
 
 def accumulate_grads_(
@@ -161,13 +189,13 @@ def sum_loads(loads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def scale_or_skip(metrics: Mapping[str, Tensor], max_norm: float) -> Tensor:
-    """What gradients are multiplied by, which is nan if the loss or their norm is not finite, or if no rank has a row
-    any more: such a step is skipped.
+    """What gradients are multiplied by, which is nan if the loss or their norm is not finite: such a step is skipped.
 
-    All ranks agree, since all of it is of all ranks.
+    All ranks agree, since both are of all ranks.
     """
-    is_fine = metrics["loss"].isfinite() & metrics["grad_norm"].isfinite() & (metrics["rows"] > 0)
-    return torch.where(is_fine, clip_scale(metrics["grad_norm"], max_norm), torch.nan)
+    is_fine = metrics["loss"].isfinite() & metrics["grad_norm"].isfinite()
+    # Not `torch.where`, which would bring the nan from the host, and have it wait for the device.
+    return clip_scale(metrics["grad_norm"], max_norm).masked_fill(~is_fine, torch.nan)
 
 
 def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float, scale: Tensor) -> None:
@@ -177,12 +205,12 @@ def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float,
         set_biases_(model, next_biases(read_biases(model), loads, rate * scale.isfinite()))
 
 
-HEARD: Final = ("asked_to_leave", "asked_to_save", "rows", "fill", "cut", "dropped", "empty", "bad")
+HEARD: Final = ("asked_to_leave", "asked_to_save", "fill", "cut", "dropped", "empty", "bad")
 
 
 def hear_all(requests: Requests, data: DataTold, device: torch.device) -> dict[str, Tensor]:
     """What all ranks together were asked by signals, and read: sums, by the names of `HEARD`. Collective."""
     counts = data.counts
-    read = (data.rows, data.fill, counts.cut, counts.dropped, counts.empty, counts.bad)
+    read = (data.fill, counts.cut, counts.dropped, counts.empty, counts.bad)
     heard = torch.tensor([*map(float, requests.take()), *read], dtype=torch.float64, pin_memory=device.type == "cuda")
     return dict(zip(HEARD, global_sum(heard.to(device, non_blocking=True)), strict=True))

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -23,6 +24,7 @@ from omni_data import (
     cursor_from_json,
     cursor_to_json,
     merge_cursors,
+    pack_batch,
     stream_batches,
     stream_source,
     synthetic_documents,
@@ -32,6 +34,9 @@ from omni_data import (
 V, S, ROWS = 8, 64, 8
 WEB = synthetic_documents(vocab_size=1000, count=301, median=20, sigma=1.0, seed=1)
 CODE = synthetic_documents(vocab_size=1000, count=97, median=50, sigma=1.0, seed=2)
+
+
+ENDING = [synthetic_documents(vocab_size=1000, count=c, median=60, sigma=0.5, seed=c) for c in (20, 110, 140)]
 
 
 KINDS = {
@@ -46,6 +51,8 @@ KINDS = {
     "single": {"source": WEB, "packing": Packing("single", long="right")},
     "media": {"source": CODE, "packing": Packing("fit"), "encode": with_patches},
     "images": {"source": PICTURES, "packing": Packing("fit"), "encode": with_pixels, "max_bad": 10**9},
+    "three that end": {"source": [Part(s, 1.0, epochs=1) for s in ENDING], "until": "all"},
+    "the first that ends": {"source": [Part(s, 1.0, epochs=1) for s in ENDING], "until": "first"},
     "finite": {"source": [Part(WEB, 0.7, epochs=1), Part(CODE, 0.3, epochs=2)], "until": "all"},
 }
 
@@ -72,6 +79,17 @@ def files(tmp_path_factory):
         KINDS[kind]["source"] = stream_source(str(folder), field="ids")
 
 
+def then_nothing(stream, layout, start):
+    """The items of a stream, and then batches without documents: other ranks may have some left."""
+    cursor = start
+    for item in stream:
+        cursor = item[1]
+        yield item
+    while True:
+        cursor = replace(cursor, rows=cursor.rows + layout["rows"] * layout["num_shards"])
+        yield pack_batch([[]] * layout["rows"], S), cursor
+
+
 def steps_of(kind, count, **how):
     """The rows of each of `count` steps in global order, and the cursor after the last."""
     dp = how.get("dp", 1)
@@ -80,7 +98,7 @@ def steps_of(kind, count, **how):
         layout = {"shard": shard, "num_shards": dp, "rows": ROWS // dp, "seq_len": S, "virtual_shards": V}
         options = {"workers": how.get("workers", 0), **layout, **KINDS[kind]}
         stream = stream_batches(cursor=how.get("cursor") or Cursor(), **options)
-        ranks.append(list(islice(stream, count)))
+        ranks.append(list(islice(then_nothing(stream, layout, how.get("cursor") or Cursor()), count)))
         stream.close()
     steps = []
     for together in zip(*ranks, strict=True):
@@ -110,7 +128,8 @@ def test_a_run_may_stop_after_any_step_and_go_on_with_any_dp_and_workers(kind):
     total = 12 if kind == "finite" else 51
     unbroken, end = steps_of(kind, total)
     layout = {"num_shards": 2, "rows": ROWS // 2, "seq_len": S, "virtual_shards": V}
-    ranks = [stream_batches(cursor=Cursor(), shard=shard, **layout, **KINDS[kind]) for shard in range(2)]
+    streams = [stream_batches(cursor=Cursor(), shard=shard, **layout, **KINDS[kind]) for shard in range(2)]
+    ranks = [then_nothing(stream, layout, Cursor()) for stream in streams]
     for k in range(1, total):
         cursor = merge_cursors([next(rank)[1] for rank in ranks])
         rest, last = steps_of(kind, 1, dp=4, cursor=cursor_from_json(cursor_to_json(cursor)))

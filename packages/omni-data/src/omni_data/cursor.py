@@ -16,12 +16,14 @@ class Position(NamedTuple):
         at: where it begins in the source: documents consumed, or what else a source can be read on from; plain JSON.
         used: tokens already used of the document there.
         given: rows of the window already given.
+        ended: after so many epochs the source was found to be through, here; 0 if it was not.
     """
 
     number: int = 0
     at: Any = 0
     used: int = 0
     given: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def cursor_to_json(cursor: Cursor) -> dict[str, object]:
     >>> cursor_to_json(Cursor(2, {"": (Position(1, 5),)}))
     {'version': 2, 'rows': 2, 'positions': [['', [[1, 5, 0, 0]]]]}
     """
-    positions = [[key, [list(position) for position in each]] for key, each in cursor.positions.items()]
+    positions = [[key, [list(p if p.ended else p[:-1]) for p in each]] for key, each in cursor.positions.items()]
     return {"version": VERSION, "rows": cursor.rows, "positions": positions}
 
 
@@ -93,7 +95,7 @@ def cursor_from_json(value: object) -> Cursor:
 
 
 def _furthest(everyone: list[tuple[Position, ...]]) -> tuple[Position, ...]:
-    return tuple(max(together, key=lambda p: (p.number, p.given)) for together in zip(*everyone, strict=True))
+    return tuple(max(together, key=lambda p: (p.number, p.given, p.ended)) for together in zip(*everyone, strict=True))
 
 
 def _positions(key: str, each: object) -> tuple[Position, ...]:
@@ -101,8 +103,9 @@ def _positions(key: str, each: object) -> tuple[Position, ...]:
     if not isinstance(each, list | tuple):
         raise ValueError(f"the positions of source {key!r} are a list, got {each!r:.40}.")
     for shard, position in enumerate(each):
-        shape = isinstance(position, list | tuple) and len(position) == len(Position._fields)
-        if not shape or not all(_is_count(position[i]) for i in (0, 2, 3)):
+        most = len(Position._fields)
+        shape = isinstance(position, list | tuple) and most - 1 <= len(position) <= most
+        if not shape or not all(_is_count(value) for i, value in enumerate(position) if i != 1):
             raise ValueError(f"source {key!r}: the position of virtual shard {shard} is no position: {position!r:.40}.")
     return tuple(Position(*position) for position in each)
 

@@ -40,9 +40,9 @@ class Making:
 
 def rows_of(
     windows: Iterator[Window], start: Position, ahead: Callable[[], None] | None = None
-) -> Iterator[tuple[Row, Position, Window | None]]:
+) -> Iterator[tuple[Row | None, Position, Window | None]]:
     """The rows of `windows` from `start` on, each with the position after it, and with the window that it is the first
-    of. Pure but for `ahead`.
+    of; None for a window without rows. Pure but for `ahead`.
 
     Args:
         windows: the first is the one that `start` is in.
@@ -51,6 +51,8 @@ def rows_of(
     """
     here, given = start, start.given
     for window in windows:
+        if not window.rows:
+            yield None, window.after, window
         half = max(given + 1, len(window.rows) // 2)
         for number, row in islice(enumerate(window.rows, 1), given, None):
             if number == half and ahead is not None:

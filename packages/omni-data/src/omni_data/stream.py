@@ -121,49 +121,57 @@ class _Taking:
 
 
 def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> Stream[Batch]:
-    positions = {part.name: list(_positions(cursor, part, taking.shards)) for part in taking.parts}
-    over: dict[int, set[int]] = {}
-    lanes: dict[tuple[int, int], Iterator[tuple[Row, Position, Window | None]]] = {}
+    positions = {key: list(each) for key, each in cursor.positions.items()}  # Also of sources that may come back.
+    positions |= {part.name: list(_positions(cursor, part, taking.shards)) for part in taking.parts}
+    over = {
+        shard: {i for i, part in enumerate(taking.parts) if _is_over(part, positions[part.name][shard])}
+        for shard in range(taking.shard, taking.shards, taking.num_shards)
+    }
+    lanes: dict[tuple[int, int], Iterator[tuple[Row | None, Position, Window | None]]] = {}
     bad: list[str] = []
+    found = False
 
     with ExitStack() as stack:
         windows: Windows = stack.enter_context(closing(start_workers(making, workers))) if workers else making
 
-        def lane(shard: int, number: int) -> Iterator[tuple[Row, Position, Window | None]]:
+        def lane(shard: int, number: int) -> Iterator[tuple[Row | None, Position, Window | None]]:
             if (shard, number) not in lanes:
-                at = positions[taking.parts[number].name][shard]
+                at = positions[taking.parts[number].name][shard]._replace(ended=0)
                 made = windows(shard, number, at._replace(given=0))
                 lanes[shard, number] = rows_of(made, at, made.ahead if isinstance(made, Lane) else None)
             return lanes[shard, number]
 
         def take(row: int) -> tuple[Row, int, Counts]:
-            shard = row % taking.shards
-            ended = over.setdefault(shard, set())
-            while (number := taking.pick(row, ended)) is not None:
+            shard, counts = row % taking.shards, Counts()
+            while (number := taking.pick(row, over[shard])) is not None:
+                part = taking.parts[number]
                 if taken := next(lane(shard, number), None):
-                    documents, positions[taking.parts[number].name][shard], window = taken
-                    counts = Counts()
+                    documents, positions[part.name][shard], window = taken
                     if window is not None:
-                        counts = window.counts
+                        counts += window.counts
                         bad.extend(window.problems)
                         _check_bad(bad, taking.max_bad)
-                    return documents, number, counts
-                ended.add(number)
-            return [], -1, Counts()
+                    if documents is not None:
+                        return documents, number, counts
+                else:
+                    over[shard].add(number)
+                    at = positions[part.name][shard]
+                    positions[part.name][shard] = at._replace(ended=part.epochs or 0)
+            return [], -1, counts
 
+        own = len(range(taking.shard, taking.shards, taking.num_shards))
         for start in count(cursor.rows, taking.rows * taking.num_shards):
+            if all(taking.pick(row, over[row % taking.shards]) is None for row in taking.numbers(start, own)):
+                if not found and cursor == Cursor():
+                    _check_all(bad)
+                return
             if workers:  # Those soon to be needed are asked for, so that all workers have something to do.
                 for row in taking.numbers(start, max(taking.rows, 2 * workers)):
-                    number = taking.pick(row, over.get(row % taking.shards, set()))
+                    number = taking.pick(row, over[row % taking.shards])
                     if number is not None:
                         lane(row % taking.shards, number)
             taken = [take(row) for row in taking.numbers(start, taking.rows)]
-            own = range(taking.shard, taking.shards, taking.num_shards)
-            if not any(documents for documents, _, _ in taken) and all(
-                taking.pick(row, over.get(row % taking.shards, set())) is None
-                for row in taking.numbers(start, len(own))
-            ):
-                return
+            found |= any(documents for documents, _, _ in taken)
             batch = pack_batch(
                 [documents for documents, _, _ in taken],
                 taking.seq_len,
@@ -179,11 +187,23 @@ def _positions(cursor: Cursor, part: Part, shards: int) -> tuple[Position, ...]:
     return cursor.positions.get(part.name) or (Position(),) * shards
 
 
+def _is_over(part: Part, at: Position) -> bool:
+    """Whether the source is through in a virtual shard that stands there, and not to be read more often now."""
+    return part.epochs is not None and 0 < part.epochs <= at.ended
+
+
 def _check_bad(bad: Sequence[str], most: int) -> None:
     """Raises `ValueError` with the first of them if there are more than `most` documents that cannot be used."""
     if len(bad) > most:
         told = bad[0] if not most else "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
         raise ValueError(told if not most else f"{len(bad)} documents cannot be used, of max_bad={most}:{told}")
+
+
+def _check_all(bad: Sequence[str]) -> None:
+    """Raises `ValueError` with the first of them: they are all there was."""
+    if len(bad) >= _SHOWN:
+        told = "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
+        raise ValueError(f"none of the documents can be used, of {len(bad)} that were read:{told}")
 
 
 def _problems(

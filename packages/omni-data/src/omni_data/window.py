@@ -71,7 +71,8 @@ class Packing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Rows that were packed together, what was read for them, what could not be, and where the next window begins."""
+    """Rows that were packed together, what was read for them, what could not be, and where the next window begins. The
+    last window of a source may have no rows, but documents that could not be used."""
 
     rows: list[Row]
     counts: Counts
@@ -174,8 +175,8 @@ def _concatenate(pieces: Iterator[_Piece], start: Position, seq_len: int) -> Ite
                 row.append(piece.sample)
                 free -= len(piece)
         number += 1
-        if row:
-            yield _window([row], taken, number)
+        if taken:
+            yield _window([row] if row else [], taken, number)
         if free:
             return
 
@@ -200,8 +201,7 @@ def _fit(pieces: Iterator[_Piece], start: Position, packing: Packing, seq_len: i
         packed = sorted(([samples[i] for i in group] for group in groups), key=packing.cost.of, reverse=True)
         order = (permute(i, len(packed), (seed, number)) for i in range(len(packed)))
         number += 1
-        if packed:
-            yield _window([packed[i] for i in order], taken, number)
+        yield _window([packed[i] for i in order], taken, number)
 
 
 def _most_that_fit(pieces: Sequence[_Piece], seq_len: int, rows: int) -> int:

@@ -34,7 +34,7 @@ def update_(
         second: the mean of their squares.
         correction: what the two are divided by, of the second the root: (2,) fp32, see `adamw.correct`.
         cast: contiguous, of the same shape and any float dtype: becomes what `param` does; None for none.
-        scale: fp32 scalar on the device; None for one. If it is nan, nothing but `cast` is written.
+        scale: fp32 scalar on the device; None for one. If it is nan, nothing changes; `cast` is made all the same.
         lr: learning rate.
         beta1: decay of the first mean.
         beta2: decay of the second.
@@ -54,20 +54,21 @@ def _adamw(param, grad, first, second, correction, cast, scale, N, lr, keep, new
     correct1 = tl.load(correction)
     correct2 = tl.load(correction + 1)
     g = tl.load(grad + places, mask=inside, other=0).to(tl.float32)
-    changes = inside
     if scale is not None:
         factors = tl.zeros([BLOCK], tl.float32) + tl.load(scale)
         g *= factors
-        changes = inside & (factors == factors)  # noqa: PLR0124  Which nan is not.
-    m = tl.load(first + places, mask=inside, other=0)
-    v = tl.load(second + places, mask=inside, other=0)
-    old = tl.load(param + places, mask=inside, other=0)
-    p = old * keep
-    m += (g - m) * new1
-    v += (g * g - v) * new2
-    p -= lr / correct1 * (m / (tl.sqrt(v) / correct2 + eps))
-    tl.store(first + places, m, mask=changes)
-    tl.store(second + places, v, mask=changes)
-    tl.store(param + places, p, mask=changes)
+    old_m = tl.load(first + places, mask=inside, other=0)
+    old_v = tl.load(second + places, mask=inside, other=0)
+    old_p = tl.load(param + places, mask=inside, other=0)
+    m = old_m + (g - old_m) * new1
+    v = old_v + (g * g - old_v) * new2
+    p = old_p * keep - lr / correct1 * (m / (tl.sqrt(v) / correct2 + eps))
+    if scale is not None:
+        # What does not change is written, too: stores under a mask that is not known before are not made together.
+        fine = factors == factors  # noqa: PLR0124  Which nan is not.
+        m, v, p = tl.where(fine, m, old_m), tl.where(fine, v, old_v), tl.where(fine, p, old_p)
+    tl.store(first + places, m, mask=inside)
+    tl.store(second + places, v, mask=inside)
+    tl.store(param + places, p, mask=inside)
     if cast is not None:
-        tl.store(cast + places, tl.where(changes, p, old).to(cast.dtype.element_ty), mask=inside)
+        tl.store(cast + places, p.to(cast.dtype.element_ty), mask=inside)
