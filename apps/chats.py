@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from data import STREAM, Kind
+from kinds import STREAM, Kind
 from transformers import AutoTokenizer
 
 from omni_data import (
@@ -37,7 +37,7 @@ PLAIN: Final = """\
 {{- '\\n\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
-"""Of the byte tokenizer, which has none."""
+"""Of tokenizers that have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ChatConfig:
     learn: Learn = "assistant"
     """All that the assistant says, or its last message."""
     template: Path | None = None
-    """A file with a chat template (Jinja). Left out: that of the tokenizer; of the byte tokenizer, a plain one."""
+    """A file with a chat template (Jinja). Left out: that of the tokenizer, or a plain one if it has none."""
     options: tuple[str, ...] = ()
     """Variables that the template reads, each as name=value with a value in JSON: enable_thinking=false."""
 
@@ -61,7 +61,7 @@ def chats(config: ChatConfig) -> Kind:
     options = parse_options(config.options)
     template = read_template(config.template) if config.template else None
 
-    def encoder(tokenizer: TextTokenizer) -> Encode:
+    def encoder(tokenizer: TextTokenizer, vocab_size: int | None) -> Encode:
         fast = chat_tokenizer(tokenizer)
         return partial(encode_chat, tokenizer=fast, learn=config.learn, template_kwargs=options)
 
@@ -79,24 +79,31 @@ def open_chats(spec: str) -> Source[Record] | Streamed[Record]:
 def read_chat_tokenizer(name: str, *, template: str | None) -> TextTokenizer:
     """The tokenizer of that name, with `template` if it is not None. Effect: as `read_tokenizer`."""
     tokenizer = read_tokenizer(name)
-    template = PLAIN if template is None and name == "bytes" else template
-    if template is None:
+    if template is None and has_template(tokenizer):
         return tokenizer
-    return replace(tokenizer, files={**tokenizer.files, TEMPLATE_FILE: template.encode()})
+    if template is None:
+        tokenizer = replace(tokenizer, name=f"{name} with a plain chat template, as it has none")
+    return replace(tokenizer, files={**tokenizer.files, TEMPLATE_FILE: (template or PLAIN).encode()})
+
+
+def has_template(tokenizer: TextTokenizer) -> bool:
+    """Whether it comes with a chat template. Pure."""
+    config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    return "chat_template" in config or any(name.startswith("chat_template") for name in tokenizer.files)
 
 
 def chat_tokenizer(tokenizer: TextTokenizer) -> ChatTokenizer:
     """The same tokenizer as transformers has it, which knows chat templates.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it has none that it can write.
     """
     with TemporaryDirectory() as folder:
         fast: Any = AutoTokenizer.from_pretrained(tokenizer.save(Path(folder)), trust_remote_code=False)
-    if not fast.chat_template:
+    if fast.eos_token is None and fast.chat_template == PLAIN:
         raise ValueError(
-            f"tokenizer {tokenizer.name} has no chat template: name a file that has one as --chat.template, or the "
-            "tokenizer of a model that was trained on chats."
+            f"tokenizer {tokenizer.name}, has no token that ends a text either: name a file with a chat template as "
+            "--chat.template, or the tokenizer of a model that was trained on chats."
         )
     return fast
 

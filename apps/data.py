@@ -1,11 +1,11 @@
 """The data of a run: its sources as parts of a mix, what fixes the order of its rows, and the batches of one rank."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Generator, Mapping, Sequence, Sized
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
+from kinds import Kind
 from preflight import attempt
 from request import Config
 from rows import Rows, collate
@@ -21,25 +21,20 @@ from omni_data import (
     Streamed,
     TextTokenizer,
     beginning,
-    encode_document,
     fingerprint,
     mapped,
-    open_source,
     parse_weight,
     prefetch,
-    read_tokenizer,
     stream_batches,
-    stream_source,
 )
 from omni_data.fingerprint import spread
+from omni_data.mix import mix_problems
 from omni_data.pack import Batch, pack_batch
 from omni_data.read import first_of
 from omni_mesh import Mesh, MeshSpec
 from omni_models import ModelFacts
 
 SEPARATOR = "+"
-STREAM = "stream:"
-"""Before the name of a source that is read in place and in order, instead of counted and in any order."""
 
 
 class Reads(Protocol):
@@ -63,35 +58,14 @@ class Reads(Protocol):
     def device(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What the records of a run are to it: how a source of them is opened, and how one becomes tokens."""
-
-    open: Callable[[str], Source[Any] | Streamed[Any]]
-    """The source that a word of the command line names; after `stream:`, one that is read in place and in order."""
-    read_tokenizer: Callable[[str], TextTokenizer]
-    encoder: Callable[[TextTokenizer], Encode]
-    """What makes a sample of an item."""
-    told: Mapping[str, str] = field(default_factory=dict)
-    """What fixes the tokens of an item beside the tokenizer."""
-
-
-def texts(name: str) -> Kind:
-    """Documents in the field `name` of records."""
-
-    def open_texts(spec: str) -> Source[Any] | Streamed[Any]:
-        if spec.startswith(STREAM):
-            return stream_source(spec.removeprefix(STREAM), field=name)
-        return open_source(spec, field=name)
-
-    def encoder(tokenizer: TextTokenizer) -> Encode:
-        return partial(encode_document, tokenize=tokenizer.encode, eos_id=tokenizer.eos_id)
-
-    return Kind(open_texts, read_tokenizer, encoder)
-
-
-def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
+def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
     """The sources that `config` names, with their weights; a cursor knows each by its fingerprint. Effect: reads files.
+
+    Args:
+        config: of the run.
+        kind: what its records are.
+        tokenizer: None if it could not be read.
+        vocab_size: of the model, if that is known.
 
     Raises:
         ValueError: with everything that is wrong with them.
@@ -103,7 +77,7 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> t
             problems.append(f"mix.{name} has {len(given)} values for {len(specs)} sources of data: give each one.")
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
     sources = [attempt(problems, kind.open, spec) for spec in specs]
-    encode = attempt(problems, kind.encoder, tokenizer) if tokenizer else None
+    encode = attempt(problems, kind.encoder, tokenizer, vocab_size) if tokenizer else None
     if encode:
         for source in filter(None, sources):
             attempt(problems, check_first, source, encode)
@@ -114,14 +88,19 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> t
         raise ValueError("\n".join(problems))
     epochs = [None if count == 0 else count for count in mix.epochs] or [None] * len(specs)
     found = zip(sources, weights, epochs, keys, strict=True)
-    return tuple(
-        Part(source, weight, count, key, encode)
-        for source, weight, count, key in found
-        if source and weight is not None
-    )
+    parts = [Part(s, weight, count, key, encode) for s, weight, count, key in found if s and weight is not None]
+    return _checked(parts)
 
 
-def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -> tuple[Part, ...]:
+def _checked(parts: Sequence[Part]) -> tuple[Part, ...]:
+    if problems := mix_problems(parts):
+        raise ValueError("\n".join(problems))
+    return tuple(parts)
+
+
+def open_held_out(
+    config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None
+) -> tuple[Part, ...]:
     """The sources whose loss is told, each to be read once. Effect: reads files.
 
     Raises:
@@ -129,14 +108,20 @@ def open_held_out(config: Config, kind: Kind, tokenizer: TextTokenizer | None) -
     """
     problems: list[str] = []
     sources = [attempt(problems, kind.open, spec) for spec in config.eval.data]
+    encode = kind.encoder(tokenizer, vocab_size) if sources and tokenizer else None
+    if encode:
+        for source in filter(None, sources):
+            attempt(problems, check_first, source, encode)
+    count = config.eval.documents
+    if count and any(not isinstance(source, Sized) for source in sources if source):
+        problems.append("documents are of sources that are counted: leave it out, or leave out `stream:`.")
+    limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
+    parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
+    if parts:
+        attempt(problems, _checked, parts)
     if problems:
         raise ValueError("\n".join(f"eval.data: {problem}" for problem in problems))
-    encode = kind.encoder(tokenizer) if sources and tokenizer else None
-    count = config.eval.documents
-    if count and any(not isinstance(source, Sized) for source in sources):
-        raise ValueError("eval.documents is of sources that are counted: leave it out, or leave out `stream:`.")
-    limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
-    return tuple(Part(source, 1.0, 1, None, encode) for source in limited if source)
+    return tuple(parts)
 
 
 def count_tokens(part: Part) -> int | None:
@@ -189,7 +174,7 @@ def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], as
     return [
         f"{found} stands at a place in other data ({fact} {kept.get(fact)}, now {asked.get(fact)}), which means "
         "nothing in this: give it the same data, tokenizer and seed, or choose another --out."
-        + (" Sources may join or leave with --mix.changed True; the others go on." if fact == "data" else "")
+        + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
         for fact in differing
     ]
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from compute import choose_compute, choose_dtype, choose_gathered
-from data import Kind, find_other_orders, fix_order, open_held_out, open_parts, texts
+from data import find_other_orders, fix_order, open_held_out, open_parts
 from decision import Decision
+from kinds import Kind, texts
 from limits import check_numbers
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
-from room import check_room
+from room import check_room, make_room_for_files
 
 from omni_ckpt import mismatches, read_plain, stored
 from omni_data.mix import mix_problems
@@ -67,9 +68,9 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     tokenizer = attempt(problems, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
-    parts = attempt(problems, open_parts, config, kind, tokenizer)
+    parts = attempt(problems, open_parts, config, kind, tokenizer, facts.vocab_size if facts else None)
     problems += mix_problems(parts) if parts else []
-    held_out = attempt(problems, open_held_out, config, kind, tokenizer)
+    held_out = attempt(problems, open_held_out, config, kind, tokenizer, facts.vocab_size if facts else None)
     compute = None
     if model and facts:
         compute, wrong = choose_compute(config, model, device, dtype, ep=spec.ep if spec else 1)
@@ -92,6 +93,8 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     asked = fix_order(config, kind, parts, tokenizer)
     problems += find_other_orders(config, found, kept, asked) if kept else []
     rows = attempt(problems, cut_rows, config, kept, spec.dp) if spec else None
+    if parts and rows and spec:
+        attempt(problems, make_room_for_files, parts, rows[2] // spec.dp)
     refuse(problems)
     assert spec and rows and schedule and parts and tokenizer and model and facts and plan and compute
     assert held_out is not None

@@ -2,7 +2,7 @@
 
     uv run apps/download.py Qwen/Qwen3-0.6B                              into the hub's cache, where --model finds it
     uv run apps/download.py Qwen/Qwen3-0.6B --to models/qwen             into a folder, for --model models/qwen
-    uv run apps/download.py allenai/c4 --dataset True --only "en/*-0000?-*.gz" --to data/c4
+    uv run apps/download.py allenai/c4 --dataset --only "en/*-0000?-*.gz" --to data/c4
     uv run apps/download.py NAME --mirror https://hub.example.org        from another hub
 
 What was cut short goes on where it stopped. Private and gated ones need `hf auth login`.
@@ -104,7 +104,7 @@ def explain(name: str, hub: str, problem: BaseException) -> str:
         return f"{name} is gated: ask for access on its page at {hub}/{name}, then `hf auth login`."
     if is_any(RepositoryNotFoundError):
         return (
-            f"{hub} has no {name}, or it is private: look at the spelling, say --dataset True if it is a dataset, or "
+            f"{hub} has no {name}, or it is private: look at the spelling, say --dataset if it is a dataset, or "
             "`hf auth login`."
         )
     if is_any(RevisionNotFoundError):

@@ -2,7 +2,7 @@
 
     uv run apps/infer.py runs/pretrain/merged --prompt "The "
     uv run apps/infer.py Qwen/Qwen3-0.6B --prompt "Once" --temperature 0.8
-    uv run apps/infer.py runs/sft/merged-200 --chat True --prompt "What is a list?"
+    uv run apps/infer.py runs/sft/merged-200 --chat --prompt "What is a list?"
 
 Without --temperature it is the likeliest continuation.
 """

@@ -60,7 +60,8 @@ def main(config: Config) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
     others = [str(step_of(path)) for path in steps(root) if path.name != source.name]
     more = f" (--step chooses another: {', '.join(others)})" if others and config.step is None else ""
-    print(without_secrets(f'{source}{more} is merged. Try: uv run apps/infer.py {config.to} --prompt "The "'))
+    said = '--chat --prompt "Hello"' if (config.to / "chat_template.jinja").is_file() else '--prompt "The "'
+    print(without_secrets(f"{source}{more} is merged. Try: uv run apps/infer.py {config.to} {said}"))
 
 
 def choose(root: Path, step: int | None) -> Path:

@@ -110,8 +110,8 @@ def keep_trace(error: BaseException, out: Path) -> str:
         with (out / "errors.log").open("a") as file:
             file.write(f"{when}\n{trace}\n")
     except OSError as problem:
-        return f"It ended a run that was under way, and {out} cannot be written ({problem.strerror}):\n{trace}"
-    return f"It ended a run that was under way; the traceback is in {out / 'errors.log'}."
+        return f"The traceback, as {out} cannot be written ({problem.strerror}):\n{trace}"
+    return f"The traceback is in {out / 'errors.log'}."
 
 
 def _tell_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

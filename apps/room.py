@@ -1,7 +1,8 @@
 """Is there room for what a run will write and hold? Effect: asks the system."""
 
 import os
-from collections.abc import Mapping
+import resource
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
@@ -10,6 +11,7 @@ from typing import Final
 from torch import Tensor
 
 from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
+from omni_data import Part
 
 
 def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag: str) -> None:
@@ -44,6 +46,29 @@ def will_go(root: Path, keep: Retention) -> list[Path]:
     return [*going, newest]
 
 
+def make_room_for_files(parts: Sequence[Part], shards: int) -> None:
+    """Let this process, and those it starts, open a file for each of `shards` virtual shards of each stream in `parts`.
+
+    Effect: raises the limit of the system as far as it may be raised.
+
+    Raises:
+        ValueError: if that is not far enough.
+    """
+    streams = sum(not isinstance(part.source, Sized) for part in parts)
+    needed = streams * shards + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{streams} streams of {shards} virtual shards on each rank need {needed} open files, and this system "
+            f"allows {hard} (ulimit -Hn): raise that, stream fewer sources, or choose fewer --virtual-shards."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+SPARE_FILES: Final = 1024
+"""That a run opens for everything else."""
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
 

@@ -33,6 +33,7 @@ def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, 
     Raises:
         ValueError: on all ranks, if the stream does.
         RuntimeError: likewise.
+        OSError: likewise.
     """
     ended = object()
     while True:
@@ -41,10 +42,8 @@ def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, 
             try:
                 item = next(stream, ended)
                 told = [("end", None)] if item is ended else [("item", item)]
-            except (ValueError, RuntimeError) as error:
-                told = [
-                    ("error", (type(error) if type(error) in (ValueError, RuntimeError) else RuntimeError, str(error)))
-                ]
+            except (ValueError, RuntimeError, OSError) as error:
+                told = [("error", (_kind_of(error), str(error)))]
         dist.broadcast_object_list(told, group=group, group_src=0)
         kind, value = told[0]
         if kind == "error":
@@ -52,3 +51,8 @@ def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, 
         if kind == "end":
             return
         yield value
+
+
+def _kind_of(error: Exception) -> type[Exception]:
+    """The nearest error that every process knows."""
+    return next(kind for kind in (ValueError, RuntimeError, OSError) if isinstance(error, kind))

@@ -203,15 +203,18 @@ def what_next(config: Config, step: int, *, trained: int, app: str = "pretrain")
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
     merged = f"{out}/merged-{step}"
     idle = "" if trained else "nothing was left to train: "
+    if config.stop_after and config.stop_after <= step < steps:
+        longer = f"the same command with a later --stop-after, or without: {config.stop_after} is reached"
+    said = '--chat --prompt "Hello"' if app == "sft" else '--prompt "The "'
     past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
     return without_secrets(
         "\n".join(
             (
                 "",
                 f"{idle}{out} stands at step {step}{past}. What next:",
-                f"  go on      {'the same command again' if step < steps else longer}",
+                f"  go on      {'the same command again' if step < min(steps, config.stop_after or steps) else longer}",
                 f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
-                f'  generate   uv run apps/infer.py {merged} --prompt "The "',
+                f"  generate   uv run apps/infer.py {merged} {said}",
                 f"  your data  uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine",
             )
         )

@@ -1,12 +1,15 @@
 """Laws of the data of a run: mixes, limits, workers and packings change nothing but what they say."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import room
 from decide import decide
-from request import Config, MixConfig
+from request import Config, EvalConfig, MixConfig
 from sharing import fail_to_read, train_and_count
 from training import SMALL, train
 
@@ -139,7 +142,7 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     more = write(tmp_path / "more.jsonl", 100, start=9)
     run(train, 1, config)
     joined = replace(config, data=(*config.data, more), stop_after=4, mix=MixConfig())
-    with pytest.raises(ValueError, match=r"Sources may join or leave with --mix.changed True"):
+    with pytest.raises(ValueError, match=r"Sources may join or leave with --mix.changed"):
         decide(joined, 1)
     rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]
     assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
@@ -165,3 +168,48 @@ def test_all_that_is_wrong_with_a_mix_is_told_at_once(tmp_path: Path) -> None:
         "--max-bad -1 must be at least 0",
     ):
         assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_document_is_read_however_unlike_they_are(run, tmp_path: Path, ranks: int) -> None:
+    texts = ["ab" * (700 if i == 100 else 3) for i in range(240)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = replace(SMALL, data=(str(tmp_path / "web.jsonl"),), mix=MixConfig(epochs=(1,)), virtual_shards=240)
+    config = replace(config, mesh=MeshConfig(shard=ranks), steps=2000, out=tmp_path / "run")
+    rows = run(train, ranks, config)[0]
+    targets = sum(row["targets"] for row in rows)
+    assert sum(map(len, texts)) - 1400 // 64 - 1 <= targets <= sum(map(len, texts))
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "no step is empty"
+    # There is nothing left to train.
+    assert run(train, ranks, config)[0] == rows
+    assert [path.name for path in sorted((tmp_path / "run").glob("step-*"))] == [f"step-{len(rows):08d}"]
+
+
+def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path: Path) -> None:
+    path = write(tmp_path / "web.jsonl", 30)
+    (tmp_path / "ids.jsonl").write_text('{"text": [5, 900]}\n')
+    config = replace(SMALL, data=(path, path), eval=EvalConfig(data=(path, path)), out=tmp_path / "run")
+    with pytest.raises(ValueError) as caught:
+        decide(config, 1)
+    assert f"- '{path}' is in the mix twice" in str(caught.value)
+    assert f"eval.data: '{path}' is in the mix twice" in str(caught.value)
+    with pytest.raises(ValueError, match=r"ids.jsonl:1: token id 900 is beyond the vocabulary of \d+ tokens"):
+        decide(replace(config, data=(str(tmp_path / "ids.jsonl"),), eval=EvalConfig()), 1)
+    with pytest.raises(ValueError, match="no source has a weight above zero"):
+        decide(replace(config, data=(path,), mix=MixConfig(weights=("0",)), eval=EvalConfig()), 1)
+
+
+@pytest.mark.parametrize(("hard", "works"), [(4096, True), (1100, False)])
+def test_streams_have_the_files_they_need_or_are_refused(tmp_path: Path, hard: int, works: bool) -> None:
+    path = write(tmp_path / "web.jsonl", 30)
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (600, {hard}))\n"
+        "from omni_data import Part, stream_source; from room import make_room_for_files\n"
+        f"make_room_for_files([Part(stream_source({path!r}))], 240)\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(room.__file__).parent
+    )
+    assert (done.stdout.strip(), done.returncode) == (("1264", 0) if works else ("", 1))
+    assert works or "1 streams of 240 virtual shards on each rank need 1264 open files" in done.stderr

@@ -120,7 +120,7 @@ def test_what_was_cut_short_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"name": "owner/other"}, r"has no owner/other, or it is private: .* --dataset True"),
+        ({"name": "owner/other"}, r"has no owner/other, or it is private: .* --dataset"),
         ({"revision": "old"}, r"owner/model has no such --revision"),
         ({"name": "a/b/c"}, r"a/b/c is no name of the hub: it is spelled OWNER/NAME"),
         ({"mirror": "http://127.0.0.1:9"}, r"http://127.0.0.1:9 cannot be reached for owner/model .*name a --mirror"),

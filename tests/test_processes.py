@@ -48,7 +48,7 @@ def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kep
     )
     words = "error: the data has token id 999, but the model has embeddings for 272 only."
     log = tmp_path / "run" / "errors.log"
-    assert f"{words}\nIt ended a run that was under way; the traceback is in {log}.\n" in done.stderr
+    assert f"{words}\nThe traceback is in {log}.\n" in done.stderr
     assert "ValueError" not in done.stderr
     assert ", in place\n" in log.read_text()
     if by:

@@ -119,7 +119,7 @@ if __name__ == "__main__":
 """
 
 LATE = """error: nothing is at sftp://***@host/run
-It ended a run that was under way; the traceback is in run/errors.log.
+The traceback is in run/errors.log.
 """
 
 

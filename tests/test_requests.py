@@ -123,7 +123,7 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
         ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
-        ({"save_to": "file:///proc/nope"}, 1, "nothing can be written into --save-to file:///proc/nope"),
+        ({"save_to": "file:///proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
         ({"save_to": "memory://run"}, 1, "--save-to memory://run is the memory of this process, and checkpoints would"),
         ({"out": Path("s3://bucket/run")}, 1, "a run needs a directory, for its metrics and its lock. Give its"),
         ({"out": Path("s3://bucket/run")}, 1, "checkpoints alone to storage: --save-to s3://bucket/run"),

@@ -102,7 +102,12 @@ def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chat\.template .* cannot be read"):
         sft.decide_chats(replace(asked, chat=ChatConfig(template=tmp_path / "none")))
     bare = read_tokenizer("bytes").save(tmp_path / "bare")
-    with pytest.raises(ValueError, match=r"has no chat template: name a file that has one as --chat\.template"):
+    assert (
+        "bare with a plain chat template, as it has none"
+        in sft.decide_chats(asked_in(tmp_path, tokenizer=str(bare))).told()
+    )
+    (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match=r"has no token that ends a text either: name a file .* as --chat\.template"):
         sft.decide_chats(asked_in(tmp_path, tokenizer=str(bare)))
 
 

@@ -10,7 +10,7 @@ from omni_data import Cursor, Position, cursor_from_json, cursor_to_json, merge_
 
 COUNTS = st.integers(0, 99)
 PLACES = st.one_of(COUNTS, st.lists(st.one_of(COUNTS, st.none(), st.text(max_size=3)), max_size=4))
-POSITIONS = st.lists(st.builds(Position, COUNTS, PLACES, COUNTS, COUNTS), max_size=6).map(tuple)
+POSITIONS = st.lists(st.builds(Position, COUNTS, PLACES, COUNTS, COUNTS, COUNTS), max_size=6).map(tuple)
 CURSORS = st.builds(Cursor, st.integers(0, 10**12), st.dictionaries(st.text(max_size=5), POSITIONS, max_size=3))
 
 

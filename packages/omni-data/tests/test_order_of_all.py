@@ -252,3 +252,42 @@ def test_adding_a_source_leaves_the_place_in_the_others(steps):
     web = [row for row, origin in rows if origin == 0]
     assert {origin for _, origin in rows} == {0, 1}
     assert all(row in alone for row in web)
+
+
+@pytest.mark.parametrize("how", ["concat", "fit", "single"])
+def test_documents_that_cannot_be_used_count_where_there_is_no_row_of_them(how):
+    odd = Documents("odd", [[2 * i + 1] * 4 for i in range(30)])
+    layout = {"shard": 0, "num_shards": 1, "rows": 2, "seq_len": 4, "virtual_shards": 12, "packing": Packing(how)}
+    stream = partial(stream_batches, encode=refuse_odd, **layout)
+    with pytest.raises(ValueError, match=r"^odd: row \d+: 1?[0-9]+ is odd"):
+        list(stream([Part(odd, epochs=1)], Cursor()))
+    with pytest.raises(ValueError, match=r"none of the documents can be used, of 30 that were read:(\n  odd: .*){5}$"):
+        list(stream([Part(odd, epochs=1)], Cursor(), max_bad=10**9))
+    mixed = Documents("mixed", [[2 * i] * 4 for i in range(8)] + [[1] * 4] * 4)
+    batches = list(stream([Part(mixed, epochs=1)], Cursor(), max_bad=4))
+    assert sum((batch.counts for batch, _ in batches), Counts()).bad == 4
+    with pytest.raises(ValueError, match="4 documents cannot be used, of max_bad=3"):
+        list(stream([Part(mixed, epochs=1)], Cursor(), max_bad=3))
+
+
+def test_documents_that_are_all_dropped_are_an_error_and_no_hang():
+    source = Documents("long", [list(range(10))] * 7)
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 2}
+    with pytest.raises(ValueError, match=r"long: row \d: this and the 9999 documents before it are longer"):
+        next(stream_batches(source, Cursor(), packing=Packing("fit", long="drop"), **how))
+
+
+def test_a_source_that_comes_back_goes_on_where_it_left():
+    how = {"shard": 0, "num_shards": 1, "rows": 4, "seq_len": 16, "virtual_shards": 2, "packing": Packing("single")}
+    one, other = (Documents(name, [[i] * 8 for i in range(k, k + 600)]) for name, k in (("one", 0), ("other", 1000)))
+
+    def read(parts, cursor, steps):
+        stream = stream_batches(parts, cursor, **how)
+        taken = list(islice(stream, steps))
+        return [row[0][0] for batch, _ in taken for row in unpack_batch(batch)], taken[-1][1]
+
+    first, cursor = read([Part(one), Part(other)], Cursor(), 5)
+    _, cursor = read([Part(one)], cursor_from_json(cursor_to_json(cursor)), 5)
+    again, _ = read([Part(one), Part(other)], cursor_from_json(cursor_to_json(cursor)), 5)
+    seen = [token for token in first + again if token >= 1000]
+    assert len(seen) > 10 and len(seen) == len(set(seen))

@@ -101,12 +101,12 @@ def test_a_document_longer_than_rows_is_split_over_them():
     source = Documents("long", [list(range(10))])
     rows, cursor = read_globally(3, source=source, virtual_shards=1, seq_len=4)
     assert rows == [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 9], [0, 1]]]
-    assert cursor.positions[""][0][1:] == (1, 2, 0)
+    assert cursor.positions[""][0][1:] == (1, 2, 0, 0)
 
 
 def test_a_finished_document_is_not_in_progress():
     _, cursor = read_globally(1, source=Documents("two", [[1, 2], [3, 4]]), virtual_shards=1, seq_len=4)
-    assert cursor.positions[""][0][1:] == (2, 0, 0)
+    assert cursor.positions[""][0][1:] == (2, 0, 0, 0)
 
 
 def test_every_document_ends_with_eos():

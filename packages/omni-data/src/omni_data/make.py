@@ -63,16 +63,22 @@ def rows_of(
 
 
 def encode_document(
-    document: Document, *, tokenize: Callable[[str], Sequence[int]] | None = None, eos_id: int | None = None
+    document: Document,
+    *,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
+    eos_id: int | None = None,
+    vocab_size: int | None = None,
 ) -> Sample:
     """The sample of a document, all of it learnt, with `eos_id` at its end unless it is empty.
 
     Raises:
-        ValueError: if it is text and there is no `tokenize`.
+        ValueError: if it is text and there is no `tokenize`, or token ids, one of which is not below `vocab_size`.
     """
     tokens: Sequence[int] = () if isinstance(document, str) else document
     if isinstance(document, str) and document:
         if tokenize is None:
             raise ValueError("documents are text; give `tokenize`.")
         tokens = tokenize(document)
+    elif vocab_size is not None and (largest := max(tokens, default=0)) >= vocab_size:
+        raise ValueError(f"token id {largest} is beyond the vocabulary of {vocab_size} tokens.")
     return sample_of(tokens if eos_id is None or not len(tokens) else [*tokens, eos_id])

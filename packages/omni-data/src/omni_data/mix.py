@@ -102,8 +102,8 @@ def mix_problems(parts: Sequence[Part]) -> list[str]:
     problems = [
         f"{p.source.name}: the source has no documents." for p in parts if isinstance(p.source, Sized) and not p.source
     ]
-    names = [part.name for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    keys = [part.name for part in parts]
+    twice = sorted({part.source.name for part in parts if keys.count(part.name) > 1})
     problems += [f"{name!r} is in the mix twice: give it once, with the sum of the weights." for name in twice]
     for part in parts:
         points = part.weight if isinstance(part.weight, tuple) else ((0.0, part.weight),)

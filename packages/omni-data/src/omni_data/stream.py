@@ -159,12 +159,13 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                     positions[part.name][shard] = at._replace(ended=part.epochs or 0)
             return [], -1, counts
 
-        own = len(range(taking.shard, taking.shards, taking.num_shards))
+        def is_over(start: int) -> bool:
+            rows = taking.numbers(start, len(over))
+            return all(taking.pick(row, over[row % taking.shards]) is None for row in rows)
+
         for start in count(cursor.rows, taking.rows * taking.num_shards):
-            if all(taking.pick(row, over[row % taking.shards]) is None for row in taking.numbers(start, own)):
-                if not found and cursor == Cursor():
-                    _check_all(bad)
-                return
+            if is_over(start):
+                break
             if workers:  # Those soon to be needed are asked for, so that all workers have something to do.
                 for row in taking.numbers(start, max(taking.rows, 2 * workers)):
                     number = taking.pick(row, over[row % taking.shards])
@@ -180,6 +181,8 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
             )
             after = {key: tuple(each) for key, each in positions.items()}
             yield batch, Cursor(start + taking.rows * taking.num_shards, after)
+        if not found and cursor == Cursor():
+            _check_all(bad)
 
 
 def _positions(cursor: Cursor, part: Part, shards: int) -> tuple[Position, ...]:

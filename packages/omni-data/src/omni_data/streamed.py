@@ -100,7 +100,7 @@ class StreamedFiles:
         return len(self.places)
 
     def version(self) -> str:
-        """The names, sizes, and times or tags of all files. Effect: asks the storage."""
+        """The names of all files, and what tells their content. Effect: asks the storage, or reads some of them."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             versions = list(pool.map(version_of, self.places))
         return repr([(Path(place.name).name, told) for place, told in zip(self.places, versions, strict=True)])

@@ -26,6 +26,9 @@ from omni_data.sample import Counts, Long, Sample, limit_length, part_of
 WINDOW, MOST_ROWS = 65_536, 32
 """Tokens of a window, about, and rows at most: enough that what is left free at its end is little of it."""
 
+_PATIENCE = 10_000
+"""Documents that are dropped in a row before there are taken to be no others."""
+
 Row = list[Sample]
 
 
@@ -53,7 +56,8 @@ class Packing:
     """How documents share rows.
 
     Attributes:
-        how: see the top of this file.
+        how: "concat" lays them end to end, and splits them where a row is full; "fit" splits none that fits in a row,
+            and fills rows as well as it can; "single" is one document a row.
         max_len: tokens of a document at most. Left out: those of a row, or any number where documents are split.
         long: what becomes of longer ones.
         cost: what a document costs.
@@ -117,6 +121,7 @@ def read_windows(
 
 def _cut_pieces(reads: Iterator[Read], start: Position, packing: Packing, seq_len: int) -> Iterator[_Piece]:
     at, used, limit = start.at, start.used, packing.limit(seq_len)
+    dropped = 0
     for read in reads:
         parts, problem = [], read.problem
         if read.sample is not None:
@@ -124,6 +129,12 @@ def _cut_pieces(reads: Iterator[Read], start: Position, packing: Packing, seq_le
                 parts = limit_length(read.sample, limit, packing.long)
             except ValueError as error:
                 problem = f"{read.name()}: {error}"
+        dropped = 0 if parts else dropped + (read.sample is not None and not problem)
+        if dropped >= _PATIENCE:
+            raise ValueError(
+                f"{read.name()}: this and the {dropped - 1} documents before it are longer than {limit} tokens, and "
+                "dropped: allow longer ones, or cut them."
+            )
         if used and used >= sum(map(len, parts)):
             raise ValueError(
                 f"the cursor has used {used} tokens of a document that does not have more than that: "
