@@ -41,16 +41,17 @@ TORCHRUN += ("--rdzv-endpoint", "localhost:0")
 def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kept(
     by: tuple[str, ...], tmp_path: Path
 ) -> None:
-    (tmp_path / "d.jsonl").write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
+    # The first document is looked at before anything starts.
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": [1, 2, last]}) + "\n" for last in (3, 999)))
     asked = ["--shard", "2", "--seq-len", "64", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, *by, PRETRAIN, *asked], check=False, capture_output=True, text=True, env=alone(), timeout=240
     )
-    words = "error: the data has token id 999, but the model has embeddings for 272 only."
+    words = f"error: {tmp_path / 'd.jsonl'}:2: token id 999 is beyond the vocabulary of 272 tokens."
     log = tmp_path / "run" / "errors.log"
     assert f"{words}\nThe traceback is in {log}.\n" in done.stderr
     assert "ValueError" not in done.stderr
-    assert ", in place\n" in log.read_text()
+    assert ", in _check_bad\n" in log.read_text()
     if by:
         assert "exitcode  : 2 " in done.stderr
     else:

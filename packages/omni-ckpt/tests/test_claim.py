@@ -144,7 +144,7 @@ def test_a_lease_that_was_lost_or_cannot_be_renewed_is_told(root, tmp_path, monk
 
 
 def test_of_two_that_begin_at_once_one_has_it(root, monkeypatch):
-    monkeypatch.setattr(lease, "SETTLE_S", 1.0)
+    monkeypatch.setattr(lease, "SETTLE_S", 3.0)
     both, told, held = threading.Barrier(2), [], []
 
     def begin():
@@ -152,7 +152,7 @@ def test_of_two_that_begin_at_once_one_has_it(root, monkeypatch):
         try:
             with claim(root):
                 held.append(1)
-                time.sleep(2)
+                time.sleep(4)
         except ValueError as error:
             told.append(str(error))
 
