@@ -165,3 +165,20 @@ def test_a_kept_cast_is_the_parameter_after_the_step(device: str) -> None:
     learn(True)
     state_tree(TrainState(1, module, optimizer))
     assert kept_cast(param) is None, "nor does a tree, into which others may write"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_the_host_never_waits_for_an_update(grads: torch.dtype) -> None:
+    params = [nn.Parameter(torch.randn(size, device="cuda")) for size in SIZES]
+    optimizer, scale = AdamW(params, **SETTINGS), torch.tensor(0.5, device="cuda")
+    for mode in ("default", "error"):  # The first step makes the moments.
+        for param in params:
+            param.grad_dtype = None
+            param.grad = torch.ones_like(param, dtype=grads)
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            optimizer.step(scale=scale, keep_casts=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

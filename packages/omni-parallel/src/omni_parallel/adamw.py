@@ -81,7 +81,8 @@ def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Ten
     steps = [own.steps for own in held]
     # In a step that is skipped none is counted.
     counted = torch.ones_like(steps[0]) if scale is None else 1 - scale.isnan().to(steps[0].dtype)
-    torch._foreach_add_(steps, counted)  # pyright: ignore[reportPrivateImportUsage]
+    # A tensor for each: a single one for all would be read by the host, which would wait for the device.
+    torch._foreach_add_(steps, [counted] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
     corrections = correct(steps, *group["betas"])
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
     for own, correction in zip(held, corrections, strict=True):
