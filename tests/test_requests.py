@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_model_is_refused(run: Run, tmp_path: Path) -> N
 def test_token_ids_beyond_the_vocabulary_are_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"text": [1, 2, 999]}) + "\n")
-    with pytest.raises(AssertionError, match="token id 999, but the model has embeddings for 272 only"):
+    with pytest.raises(AssertionError, match="token id 999 is beyond the vocabulary of 272 tokens"):
         run(train, 1, replace(SMALL, data=(str(path),), out=tmp_path / "run"))
 
 

@@ -120,7 +120,7 @@ def test_rows_of_a_step_are_the_same_for_every_dp(kind, dp):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [2, 4])
 def test_rows_of_a_step_are_the_same_for_every_number_of_workers(kind, workers):
-    assert steps_of(kind, 6, dp=2, workers=workers) == steps_of(kind, 6)
+    assert steps_of(kind, 6, workers=workers) == steps_of(kind, 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

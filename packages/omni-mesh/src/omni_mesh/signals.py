@@ -79,12 +79,24 @@ def heed_signals() -> Iterator[Requests]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(earlier)
 
+    masks: dict[int, set[int | signal.Signals]] = {}
+
+    def hold() -> None:
+        # What comes while a child begins waits until its handlers are its own.
+        if is_open[0]:
+            masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+
+    def release() -> None:
+        if (mask := masks.pop(threading.get_ident(), None)) is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     def restore_in_child() -> None:
         # It shares the pipe: what it is told, as to end by whoever started it, would be heard here.
         if is_open[0]:
             restore()
+        release()
 
-    os.register_at_fork(after_in_child=restore_in_child)
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=restore_in_child)
     try:
         yield requests
     finally:
