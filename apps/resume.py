@@ -44,7 +44,7 @@ Order = Mapping[str, Any]
 """What fixes the rows of a step, beside the cursor."""
 Patience = Callable[[float], AbstractContextManager[None]]
 SAVE_S: Final = 1800.0
-"""How long a rank waits for the others in a save."""
+"""How long a rank waits for the others in a save, before it asks which of them does not come on."""
 
 
 def choose_checkpoint(out: Path, world: World) -> Path | None:
@@ -103,7 +103,7 @@ class Keeper:
         Raises:
             ValueError: if another run has one of them.
         """
-        self.group = make_group(SAVE_S)
+        self.group = make_group(SAVE_S + MARGIN_S)
         told = gather_objects(self._claim() if self.world.rank == 0 else "")[0]
         if told:
             self.held.close()
@@ -161,7 +161,7 @@ class Keeper:
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.checkpoints(), state.step)
         if self.staging is None:
-            with self.allowing(SAVE_S + MARGIN_S):
+            with self.allowing(SAVE_S):
                 save_dcp(tree, path, group=self.group, then=self._prune, at=self.at)
         else:
             how = {"group": self.group, "then": self._prune, "at": self.at}
@@ -176,7 +176,7 @@ class Keeper:
         """Until no save is under way. Raises the error of one that failed."""
         saving, self.saving = self.saving, None
         if saving is not None:
-            with self.allowing(SAVE_S + MARGIN_S):
+            with self.allowing(SAVE_S):
                 saving()
 
     def _prune(self, path: Path) -> None:

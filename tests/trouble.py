@@ -123,7 +123,7 @@ def freeze(config: Config, where: str, rank: int, errors: Path, *, start_s: floa
         mine["Keeper"] = partial(pretrain.Keeper, at=stop_at)
     with (
         swapped(pretrain, **mine),
-        swapped(resume, SAVE_S=save_s, MARGIN_S=0.0),
+        swapped(resume, SAVE_S=save_s),
         swapped(watchdog, _ANSWER_S=1.0),
     ):
         train(config)
