@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -85,7 +86,7 @@ class _Written(io.BytesIO):
 
 def put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"..{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"..{path.name}.{uuid4().hex}")
     temporary.write_bytes(content)
     temporary.replace(path)
 
