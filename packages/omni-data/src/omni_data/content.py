@@ -8,6 +8,9 @@ from omni_data.remote import BROKEN, OPENERS, Place, ending_of, tell_error
 
 _CHUNK = 1 << 18
 
+_AT_ONCE = 1 << 15
+"""Bytes that are decompressed at a time. So many may be lost before a damage, at most; less is slower."""
+
 _AHEAD = 1 << 21
 """Bytes that are read at a time behind a URL. Every virtual shard has a file open: storages suggest more."""
 
@@ -52,7 +55,7 @@ class Content(RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             # Of what is compressed, no more than comes at once: what was decompressed before the damage is not lost.
-            read = self.file.read1(len(buffer)) if hasattr(self.file, "read1") else self.file.read(len(buffer))
+            read = self.file.read1(min(len(buffer), _AT_ONCE)) if hasattr(self.file, "read1") else self.file.read(len(buffer))
         except self._expected() as error:
             raise self._told(error) from None
         buffer[: len(read)] = read

@@ -8,14 +8,12 @@ The name of a file, in errors as everywhere, does not hold what a URL may keep s
 """
 
 import bz2
-import gzip
 import lzma
 import os
 import re
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +21,9 @@ from os import SEEK_END
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 _DRIVERS = {
     **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
@@ -243,11 +244,11 @@ def _open_zst(file: Any) -> Any:
     return pa.CompressedInputStream(raw, "zstd")
 
 
-BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+BROKEN: Any = (OSError, EOFError, IsalError, lzma.LZMAError)
 """What reading a file raises where it is cut, or damaged."""
 
 OPENERS: Mapping[str, Callable[[Any], Any]] = {
-    ".gz": gzip.open,
+    ".gz": igzip.open,
     ".zst": _open_zst,
     ".bz2": bz2.open,
     ".xz": lzma.open,
