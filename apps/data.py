@@ -5,7 +5,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
-from kinds import Kind
+from kinds import STREAM, Kind
 from preflight import attempt
 from request import Config
 from rows import Rows, collate
@@ -82,6 +82,12 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
         for source in filter(None, sources):
             attempt(problems, check_first, source, encode)
     keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
+    names = [spec.removeprefix(STREAM) for spec in specs]
+    problems += [
+        f"--data names {name} twice, whole and after {STREAM}: its loss has one name. Choose one of them."
+        for name in dict.fromkeys(names)
+        if {name, STREAM + name} <= {*specs}
+    ]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")
     if problems:
@@ -172,11 +178,25 @@ def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], as
     if config.mix.changed and "data" in differing:
         differing.remove("data")
     return [
-        f"{found} stands at a place in other data ({fact} {kept.get(fact)}, now {asked.get(fact)}), which means "
+        f"{found} stands at a place in other data ({_tell_other(fact, config, kept, asked)}), which means "
         "nothing in this: give it the same data, tokenizer and seed, or choose another --out."
         + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
         for fact in differing
     ]
+
+
+def _tell_other(fact: str, config: Config, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """How `fact` differs: by the flag that gave it where it is a digest of files. Pure."""
+    if fact not in ("data", "tokenizer"):
+        return f"{fact} {kept.get(fact)}, now {asked.get(fact)}"
+    then, now = (" ".join(_words(value)) for value in (kept.get("flags", {}).get(fact), getattr(config, fact)))
+    if then == now:
+        return f"{fact}: {now} has other content now"
+    return f"{fact} {then}, now {now}"
+
+
+def _words(value: Any) -> Sequence[str]:
+    return value if isinstance(value, list | tuple) else [value or "left out"]
 
 
 def name_positions(cursor: Cursor, kept: Mapping[str, Any]) -> Cursor:

@@ -127,13 +127,16 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
 
 
 def kept_order(found: Path) -> dict[str, Any]:
-    """What checkpoint `found` says of the order of its data, and the rows it has read. Effect: reads a file.
+    """What checkpoint `found` says of the order of its data, the rows it has read, and the flags that named the data.
+
+    Effect: reads a file.
 
     Raises:
         ValueError: if it is no checkpoint of a run.
     """
     plain = read_plain(found)
-    return {**plain.get("order", {}), "rows": plain.get("cursor", {}).get("rows", 0)}
+    flags = plain.get("about", {}).get("config", {})
+    return {**plain.get("order", {}), "rows": plain.get("cursor", {}).get("rows", 0), "flags": flags}
 
 
 def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from data import count_tokens
 from transformers import PreTrainedModel
 
 from omni_data import Part, TextTokenizer
+from omni_data.mix import Weight
 from omni_mesh import MeshSpec
 from omni_models import ModelFacts
 from omni_parallel import ParallelPlan, Schedule
@@ -121,4 +122,13 @@ def tell_sources(parts: Sequence[Part]) -> str:
     ]
     if len(parts) == 1:
         return told[0]
-    return "; ".join(f"{one}, weight {part.weight}" for one, part in zip(told, parts, strict=True))
+    return "; ".join(f"{one}, weight {tell_weight(part.weight)}" for one, part in zip(told, parts, strict=True))
+
+
+def tell_weight(weight: Weight) -> str:
+    """A weight as people write it. Pure.
+
+    >>> tell_weight(0.3), tell_weight(((0.0, 1.0), (5e9, 0.2)))
+    ('0.3', '1@0,0.2@5e+09')
+    """
+    return ",".join(f"{one:g}@{at:g}" for at, one in weight) if isinstance(weight, tuple) else f"{weight:g}"

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from preflight import run
+from units import size_of
 
 MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """What a model is read from. Weights in pickles are never read, and copies for other programs are not needed."""
@@ -76,7 +77,7 @@ def main(config: Config) -> None:
     size = sum(file.file_size for file in files)
     flag = "data" if config.dataset else "model"
     named = folder if config.to or config.dataset else config.name
-    print(f"{len(files)} files, {size / 1e9:,.2f} GB, are in {folder}. Use them: --{flag} {named}")
+    print(f"{len(files)} files, {size_of(size)}, are in {folder}. Use them: --{flag} {named}")
 
 
 def check_files(config: Config, files: Any) -> None:
@@ -88,7 +89,7 @@ def check_files(config: Config, files: Any) -> None:
     there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
     if (free := shutil.disk_usage(there).free) < needed:
         raise ValueError(
-            f"{place} has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB are to come: make room, choose another "
+            f"{place} has {size_of(free)} free, and {size_of(needed)} are to come: make room, choose another "
             "--to, or fewer files by --only."
         )
 

@@ -14,6 +14,7 @@ from patience import MARGIN_S
 from redact import without_secrets
 from request import Config
 from room import free_memory
+from units import size_of
 
 from omni_ckpt import (
     At,
@@ -141,7 +142,7 @@ class Keeper:
         self.staging, lost = try_staging(tree)
         if lost := [told for told in gather_objects(lost) if told]:
             raise ValueError(f"host memory for checkpoints: {lost[0]}. Set --no-save-in-background.")
-        return f"in the background, from {size / 1e9:.2f} GB of host memory on each rank"
+        return f"in the background, from {size_of(size)} of host memory on each rank"
 
     def save(self, state: TrainState, cursor: Cursor, about: Mapping[str, Any]) -> None:
         """Write the checkpoint of `state`, or begin to. Effect: collective; waits for the one under way.

@@ -9,6 +9,7 @@ from shutil import disk_usage
 from typing import Final
 
 from torch import Tensor
+from units import size_of
 
 from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
 from omni_data import Part
@@ -28,8 +29,8 @@ def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag:
     needed = size * max(1, keep.newest + 1 - len(will_go(root, keep)))
     if (free := disk_usage(root).free + reclaimed) < needed:
         raise ValueError(
-            f"{flag} {root} has {free / 1e9:,.1f} GB free, and checkpoints will take {needed / 1e9:,.1f} GB: "
-            f"{size / 1e9:,.1f} GB each, with --keep {keep.newest} and the one being written. Make room, keep fewer, "
+            f"{flag} {root} has {size_of(free)} free, and checkpoints will take {size_of(needed)}: "
+            f"{size_of(size)} each, with --keep {keep.newest} and the one being written. Make room, keep fewer, "
             f"or choose another {flag}."
         )
 

@@ -43,7 +43,10 @@ class Config:
 
 def decide_chats(asked: Config) -> Decision:
     """What `asked` means on machines like this one. Effect: as `decide`. Raises `ValueError` with all that is wrong."""
-    return decide(with_weights(asked.run), kind=chats(asked.chat))
+    decision = decide(with_weights(asked.run), kind=chats(asked.chat))
+    if asked.run.weights is None and asked.run.model in PRESETS and decision.found is None:
+        return replace(decision, start=f"{decision.start}: nothing was learned before, which --weights would bring")
+    return decision
 
 
 def with_weights(config: request.Config) -> request.Config:

@@ -144,6 +144,10 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     joined = replace(config, data=(*config.data, more), stop_after=4, mix=MixConfig())
     with pytest.raises(ValueError, match=r"Sources may join or leave with --mix.changed"):
         decide(joined, 1)
+    Path(config.data[0]).write_text('{"text": "another"}\n')
+    with pytest.raises(ValueError, match=rf"other data \(data: {' '.join(config.data)} has other content now\)"):
+        decide(config, 1)
+    write(Path(config.data[0]), 300)
     rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]
     assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
 
@@ -193,6 +197,8 @@ def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path
         decide(config, 1)
     assert f"- '{path}' is in the mix twice" in str(caught.value)
     assert f"eval.data: '{path}' is in the mix twice" in str(caught.value)
+    with pytest.raises(ValueError, match=f"--data names {path} twice, whole and after stream:"):
+        decide(replace(config, data=(f"stream:{path}", path), eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match=r"ids.jsonl:1: token id 900 is beyond the vocabulary of \d+ tokens"):
         decide(replace(config, data=(str(tmp_path / "ids.jsonl"),), eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match="no source has a weight above zero"):

@@ -100,7 +100,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_a_model_is_what_it_is_read_from_and_no_pickle(hub: Hub, tmp_path: Path, capsys) -> None:
     download.main(config_of(hub, tmp_path))
     assert content_of(tmp_path) == {name: content for name, content in FILES.items() if name != "pytorch_model.bin"}
-    assert f"3 files, 0.02 GB, are in {tmp_path}. Use them: --model {tmp_path}" in capsys.readouterr().out
+    assert f"3 files, 23.0 MB, are in {tmp_path}. Use them: --model {tmp_path}" in capsys.readouterr().out
 
 
 def test_patterns_choose(hub: Hub, tmp_path: Path) -> None:
@@ -135,6 +135,6 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, tmp_path: Path, changes: d
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(hub: Hub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(download.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
-    with pytest.raises(ValueError, match=r"has 0.0 GB free, and 0.0 GB are to come"):
+    with pytest.raises(ValueError, match=r"has 1.0 kB free, and 23.0 MB are to come"):
         download.main(config_of(hub, tmp_path))
     assert not hub.ranges

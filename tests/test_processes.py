@@ -177,7 +177,7 @@ def test_a_run_that_torchrun_starts_again_is_the_unbroken_run(run: Run, tmp_path
 def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> None:
     huge = {"w": torch.empty(10**15, device="meta")}
     with pytest.raises(
-        ValueError, match=r"has [\d,.]+ GB free, and checkpoints will take 36,000,000\.0 GB: 12,000,000\.0"
+        ValueError, match=r"has [\d,.]+ [GT]B free, and checkpoints will take 36,000\.0 TB: 12,000\.0 TB each"
     ):
         check_room(tmp_path, huge, Retention(2), "--out")
     check_room(tmp_path, {"w": torch.empty(10)}, Retention(2), "--out")
@@ -210,7 +210,7 @@ def test_only_what_will_be_deleted_makes_room(tmp_path: Path) -> None:
     # A tensor of a third of the free disk: two more do not fit, and one would, if one that is there were deleted.
     third = {"w": torch.empty(disk_usage(tmp_path).free * 2 // 3 // 12, device="meta")}
     check_room(tmp_path, {}, Retention(1), "--save-to")
-    with pytest.raises(ValueError, match=r"--save-to .* GB free.*choose another --save-to"):
+    with pytest.raises(ValueError, match=r"--save-to .* [GT]B free.*choose another --save-to"):
         check_room(tmp_path, third, Retention(1), "--save-to")
     (step_dir(tmp_path, 12) / "PINNED").unlink()
     check_room(tmp_path, third, Retention(1), "--save-to")

@@ -111,6 +111,11 @@ def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
         sft.decide_chats(asked_in(tmp_path, tokenizer=str(bare)))
 
 
+def test_finetuning_of_random_weights_is_told(tmp_path: Path) -> None:
+    told = sft.decide_chats(asked_in(tmp_path)).told()
+    assert "random weights of seed 0: nothing was learned before, which --weights would bring" in told
+
+
 def test_the_first_chat_that_is_none_is_named_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "no chat"}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl:1: .*text"):

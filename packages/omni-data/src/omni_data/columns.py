@@ -192,7 +192,7 @@ def load_hub(spec: str, load: Callable[..., T]) -> T:
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"hf:{spec}: cannot load dataset {name!r}, configuration {config!r}, split {split!r}: {error}\n"
-            "The spelling is hf:NAME[:CONFIG][@SPLIT]. Without network, download it before, or name a local file."
+            "The spelling is hf:NAME[:CONFIG][@SPLIT]. Without network, name a folder of its files, downloaded before."
         ) from error
 
 

@@ -55,7 +55,8 @@ class Content(RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             # Of what is compressed, no more than comes at once: what was decompressed before the damage is not lost.
-            read = self.file.read1(min(len(buffer), _AT_ONCE)) if hasattr(self.file, "read1") else self.file.read(len(buffer))
+            by_piece, size = hasattr(self.file, "read1"), len(buffer)
+            read = self.file.read1(min(size, _AT_ONCE)) if by_piece else self.file.read(size)
         except self._expected() as error:
             raise self._told(error) from None
         buffer[: len(read)] = read

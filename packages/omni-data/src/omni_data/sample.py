@@ -95,7 +95,8 @@ def limit_length(sample: Sample, most: int | None, long: Long) -> list[Sample]:
     if most is None or size <= most:
         return [sample]
     if long == "error":
-        raise ValueError(f"a document of {size} tokens is longer than the {most} that fit: cut or drop such ones.")
+        told = f"a document of {size} tokens is longer than the {most} that fit"
+        raise ValueError(f"{told}: let packing.long drop, cut or split such ones.")
     if long == "drop":
         return []
     if long == "split":

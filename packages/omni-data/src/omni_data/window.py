@@ -35,7 +35,13 @@ Row = list[Sample]
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What a document costs to compute: so much a token, a squared token, and a thing that its media count (a patch),
-    each in units of a token."""
+    each in units of a token.
+
+    Attributes:
+        token: of each token.
+        square: of each squared token of a document, by attention.
+        media: of each thing that the media of a document count, as patches of images.
+    """
 
     token: float = 1.0
     square: float = 1 / 50_000
@@ -133,7 +139,7 @@ def _cut_pieces(reads: Iterator[Read], start: Position, packing: Packing, seq_le
         if dropped >= _PATIENCE:
             raise ValueError(
                 f"{read.name()}: this and the {dropped - 1} documents before it are longer than {limit} tokens, and "
-                "dropped: allow longer ones, or cut them."
+                "dropped: allow longer ones, or let packing.long cut them."
             )
         if used and used >= sum(map(len, parts)):
             raise ValueError(
