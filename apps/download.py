@@ -8,12 +8,12 @@
 What was cut short goes on where it stopped. Private and gated ones need `hf auth login`.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import tyro
+from disk import free_bytes, size_of
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from preflight import run
-from units import size_of
 
 MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """What a model is read from. Weights in pickles are never read, and copies for other programs are not needed."""
@@ -86,8 +85,7 @@ def check_files(config: Config, files: Any) -> None:
         raise ValueError(f"{config.name} has no file that --only and --skip leave: choose other patterns.")
     needed = sum(file.file_size for file in files if file.will_download)
     place = config.to or Path(constants.HF_HUB_CACHE)
-    there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
-    if (free := shutil.disk_usage(there).free) < needed:
+    if (free := free_bytes(place)) < needed:
         raise ValueError(
             f"{place} has {size_of(free)} free, and {size_of(needed)} are to come: make room, choose another "
             "--to, or fewer files by --only."

@@ -6,6 +6,7 @@ from tempfile import TemporaryFile
 from typing import Final
 from uuid import uuid4
 
+from disk import nearest_there
 from preflight import attempt
 from request import Config
 
@@ -18,7 +19,7 @@ URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 def open_places(problems: list[str], config: Config) -> Path | None:
     """Where checkpoints go, if that can be written, and `config.out` can; else what is wrong goes to `problems`.
 
-    Effect: makes directories, and writes to see whether that is possible.
+    Effect: writes, to see whether that is possible, and leaves nothing.
     """
     attempt(problems, check_places, config)
     if problems:
@@ -53,12 +54,11 @@ def check_places(config: Config) -> None:
 def check_writable(place: Path, flag: str) -> None:
     """Raises `ValueError` if nothing can be written into `place`, which `flag` gives.
 
-    Effect: makes the directory, if it is not there. In storage, writes an object and deletes it.
+    Effect: writes into it, or where it will be made, and deletes what was written.
     """
     try:
         if isinstance(place, Path):
-            place.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=place):
+            with TemporaryFile(dir=nearest_there(place)):
                 pass
         else:
             _probe(place)

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from about import check_about
 from data import name_positions
+from disk import size_of
 from patience import MARGIN_S
 from redact import without_secrets
 from request import Config
 from room import free_memory
-from units import size_of
 
 from omni_ckpt import (
     At,

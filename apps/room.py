@@ -5,11 +5,10 @@ import resource
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
-from shutil import disk_usage
 from typing import Final
 
+from disk import free_bytes, size_of
 from torch import Tensor
-from units import size_of
 
 from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
 from omni_data import Part
@@ -27,7 +26,7 @@ def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag:
     reclaimed = sum(file.stat().st_size for path in stale for file in path.rglob("*") if file.is_file())
     size = sum(3 * 4 * tensor.numel() for tensor in tensors.values())
     needed = size * max(1, keep.newest + 1 - len(will_go(root, keep)))
-    if (free := disk_usage(root).free + reclaimed) < needed:
+    if (free := free_bytes(root) + reclaimed) < needed:
         raise ValueError(
             f"{flag} {root} has {size_of(free)} free, and checkpoints will take {size_of(needed)}: "
             f"{size_of(size)} each, with --keep {keep.newest} and the one being written. Make room, keep fewer, "

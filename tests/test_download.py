@@ -134,7 +134,7 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, tmp_path: Path, changes: d
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(hub: Hub, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(download, "free_bytes", lambda place: 1000)
     with pytest.raises(ValueError, match=r"has 1.0 kB free, and 23.0 MB are to come"):
         download.main(config_of(hub, tmp_path))
     assert not hub.ranges

@@ -187,7 +187,7 @@ def test_every_limit_is_of_a_setting() -> None:
 def test_where_checkpoints_go_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     for to in (str(tmp_path / "disk"), f"file://{tmp_path}/storage"):
         decide(replace(SMALL, out=tmp_path / "run", save_to=to), 1)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "run", "storage"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_without_the_field_is_refused_by_file_line_and_keys(tmp_path: Path) -> None:

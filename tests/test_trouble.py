@@ -123,7 +123,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_every_reason(run: Run,
 def test_a_place_where_all_were_set_aside_as_damaged_is_no_place_to_start_anew(url: str, tmp_path: Path) -> None:
     config = config_in(tmp_path / "run", save_to=f"{url}{tmp_path}/kept")
     decide(config, 2)
-    (tmp_path / "kept" / "step-00000004.damaged").mkdir()
+    (tmp_path / "kept" / "step-00000004.damaged").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"nothing but step-00000004\.damaged(.|\n)*start anew in another directory"):
         decide(config, 2)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from omni_data import byte_tokenizer, conversation_of, render_chat
+from omni_data import byte_tokenizer, conversation_of, read_tokenizer, render_chat
 
 SPECIAL = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
@@ -508,3 +508,8 @@ def test_a_turn_of_no_known_end_is_refused():
 def test_a_tokenizer_without_a_template_says_so():
     with pytest.raises(ValueError, match=r"^this tokenizer has no template for this chat: "):
         render_chat([USER, SAYS], PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer()))
+
+
+def test_what_is_no_tokenizer_of_transformers_is_refused_by_name():
+    with pytest.raises(TypeError, match="a TextTokenizer knows no chat templates: give what transformers'"):
+        render_chat([USER, SAYS], read_tokenizer("bytes"))

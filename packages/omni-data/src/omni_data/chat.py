@@ -66,6 +66,7 @@ def render_chat(
     Raises:
         ValueError: if there is nothing to learn, a message is not one, the template refuses the chat, or what it writes
             of the assistant cannot be told from the rest.
+        TypeError: if the tokenizer is none of transformers.
     """
     turns = _choose_turns(messages, learn)
     chat = [{k: v for k, v in message.items() if v is not None and k not in _CONTROLS} for message in messages]
@@ -163,6 +164,10 @@ def _problems(message: object) -> list[str]:
 
 
 def _template(tokenizer: ChatTokenizer, more: Mapping[str, Any]) -> str:
+    if not hasattr(tokenizer, "get_chat_template"):
+        raise TypeError(
+            f"a {type(tokenizer).__name__} knows no chat templates: give what transformers' AutoTokenizer makes of it."
+        )
     try:
         return tokenizer.get_chat_template(more.get("chat_template"), more["tools"])
     except ValueError as error:
