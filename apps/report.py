@@ -18,10 +18,12 @@ from request import Config
 from step import HEARD, DataTold
 from torch import Tensor
 from watch import (
+    ODD,
     append_row,
     check_skips,
     eval_line,
     find_lost,
+    odd_lines,
     peak_memory_gb,
     progress_line,
     skip_line,
@@ -142,6 +144,7 @@ class Reporter:
         heard = {name: values.pop(name) for name in HEARD if name in values}
         self.asked_to_leave |= heard.get("asked_to_leave", 0) > 0
         self.asked_to_save |= heard.get("asked_to_save", 0) > 0
+        odd = dict(self.odd)
         values |= self._tell_data(heard) | self._name_sources(values)
         self.values, self.tokens = values, noted.known["tokens_so_far"]
         if lost := find_lost(values):
@@ -155,7 +158,9 @@ class Reporter:
         if self.world.rank == 0:
             append_row(self.config.out / "metrics.jsonl", row)
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
-            print(progress_line(row, self.config.steps, pace), flush=True)
+            print(
+                *odd_lines(noted.step, odd, self.odd), progress_line(row, self.config.steps, pace), sep="\n", flush=True
+            )
 
     def _tell_data(self, heard: Mapping[str, float]) -> dict[str, float]:
         """The share of positions that are no padding; and what was read otherwise than as it is, of the whole run here.
@@ -165,7 +170,7 @@ class Reporter:
         if not heard:
             return {}
         sharing = self.world.size / self.run.spec.dp
-        for name in ("cut", "dropped", "empty", "bad"):
+        for name in ODD:
             self.odd[name] += round(heard[name] / sharing)
         odd = {f"documents_{name}": count for name, count in self.odd.items() if count}
         return {"fill": heard["fill"] / self.world.size, **odd}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from redact import without_secrets
@@ -20,6 +20,10 @@ from omni_ckpt import latest
 from omni_mesh import MeshConfig
 
 Row = Mapping[str, Any]
+ODD: Final = {"cut": "were cut", "dropped": "were dropped", "empty": "were empty", "bad": "could not be used"}
+"""What becomes of documents that are not read as they are, in words."""
+FULL: Final = 0.95
+"""The share of positions that are no padding, below which it is told with each step."""
 
 
 def tell_step(
@@ -93,10 +97,11 @@ def progress_line(row: Row, steps: int, pace: float) -> str:
         pace: seconds a step has taken on average, from which the time left is told.
     """
     step = int(row["step"])
+    padded = f"fill {row['fill']:.0%}  " if row.get("fill", 1) < FULL else ""
     busiest = f"busiest expert {row['expert_load_max']:.1f}x  " if "expert_load_max" in row else ""
     return (
         f"step {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  norm {row['grad_norm']:7.3f}  "
-        f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  {busiest}"
+        f"lr {row['lr']:.2e}  {row['tokens_per_second']:>10,.0f} tok/s  {row['memory_gb']:6.2f} GB  {padded}{busiest}"
         f"eta {clock((steps - step) * pace)}"
     )
 
@@ -135,6 +140,20 @@ def peak_memory_gb(device: torch.device) -> float:
 def find_lost(values: Mapping[str, float]) -> list[str]:
     """Which of `values` are not finite, in words. Pure."""
     return [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+
+
+def odd_lines(step: int, before: Mapping[str, int], now: Mapping[str, int]) -> list[str]:
+    """What is said in `step` of documents that were not read as they are, if none of their kind were before. Pure.
+
+    >>> odd_lines(3, {"bad": 1}, {"bad": 2, "dropped": 5, "cut": 0})
+    ['step 3 has documents that were dropped: 5. From here on metrics.jsonl counts them, as documents_dropped.']
+    """
+    return [
+        f"step {step} has documents that {ODD[name]}: {count}. From here on metrics.jsonl counts them, "
+        f"as documents_{name}."
+        for name, count in now.items()
+        if count and not before.get(name)
+    ]
 
 
 def skip_line(step: int, lost: Sequence[str], skips: int, most: int) -> str:
