@@ -158,9 +158,8 @@ class Reporter:
         if self.world.rank == 0:
             append_row(self.config.out / "metrics.jsonl", row)
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
-            print(
-                *odd_lines(noted.step, odd, self.odd), progress_line(row, self.config.steps, pace), sep="\n", flush=True
-            )
+            line = progress_line(row, self.config.steps, pace)
+            print(*odd_lines(noted.step, odd, self.odd), line, sep="\n", flush=True)
 
     def _tell_data(self, heard: Mapping[str, float]) -> dict[str, float]:
         """The share of positions that are no padding; and what was read otherwise than as it is, of the whole run here.

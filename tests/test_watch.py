@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from watch import append_row, forget_after
+from watch import append_row, forget_after, progress_line
 
 
 def write_rows(path: Path, steps: int) -> str:
@@ -34,3 +34,9 @@ def test_rows_of_a_run_that_left_no_checkpoint_stay_beside_those_of_the_next(tmp
         assert not path.exists()
         assert (tmp_path / f"metrics-{n}.jsonl").read_text() == written
     assert len((tmp_path / "metrics-1.jsonl").read_text().splitlines()) == 3
+
+
+def test_rows_with_much_padding_are_told() -> None:
+    row = dict.fromkeys(("loss", "grad_norm", "lr", "tokens_per_second", "memory_gb"), 1.0) | {"step": 1}
+    assert "fill 80%" in progress_line(row | {"fill": 0.8}, 2, 1.0)
+    assert "fill" not in progress_line(row | {"fill": 0.96}, 2, 1.0) + progress_line(row, 2, 1.0)
