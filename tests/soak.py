@@ -4,7 +4,8 @@
 
 A round starts the run on two ranks, which go on from what they find, and kills one of them: at a point of a save that
 is drawn, or at a moment that is drawn, be it of a step, of a load or of the start. The other is killed soon after, as a
-launcher would. Rounds go on until there were so many kills; the last is left alone.
+launcher would. A round goes a few steps at most: where it gets there first it leaves, and counts for nothing. Rounds go
+on until there were so many kills; the last is left alone.
 """
 
 import json
@@ -22,7 +23,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import torch
 import tyro
@@ -46,6 +47,9 @@ class Config:
     """Of what is drawn."""
     steps_a_kill: float = 5.0
     """Length of the run: so many steps for each kill."""
+
+
+STEPS_A_ROUND: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +76,24 @@ def main(config: Config) -> dict[str, Any]:
     began = time.monotonic()
     assert run_once(replace(asked, out=folder / "whole", save_every=steps), None) == "ended"
     draw = random.Random(config.seed)
-    ends = Counter[str]()
+    ends, escapes = Counter[str](), 0
     killed = replace(asked, out=folder / "killed")
     while ends.total() < config.kills:
         found = latest(killed.out)
-        ahead = found is not None and step_of(found) / steps > ends.total() / config.kills
-        blow = draw_blow(draw, early=ahead)
-        ends[run_once(killed, blow)] += 1
-        assert "ended" not in ends, "the run was over before all kills: allow more steps a kill"
+        at = step_of(found) if found else 0
+        blow = draw_blow(draw, early=at / steps > ends.total() / config.kills)
+        end = run_once(replace(killed, stop_after=min(at + STEPS_A_ROUND, steps - 1)), blow)
+        if end == "ended":
+            escapes += 1
+            continue
+        ends[end] += 1
         if ends.total() % 10 == 0:
             print(f"{ends.total()} kills, {time.monotonic() - began:.0f} s, at {found and found.name}", flush=True)
     last = run_once(killed, None)
     assert last == "ended", last
     compare(folder / "whole", folder / "killed", steps)
-    told = {"kills": ends.total(), "steps": steps, "ends": dict(ends), "seconds": round(time.monotonic() - began)}
+    seconds = round(time.monotonic() - began)
+    told = {"kills": ends.total(), "steps": steps, "ends": dict(ends), "escapes": escapes, "seconds": seconds}
     print(json.dumps(told), flush=True)
     shutil.rmtree(folder)
     return told

@@ -19,7 +19,7 @@ from torch import nn
 from training import train
 
 from omni_ckpt import At, Point, flatten, save_dcp
-from omni_mesh import watchdog
+from omni_mesh import Requests, heed_signals, watchdog
 from omni_parallel import state_tree
 
 
@@ -41,13 +41,27 @@ def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[s
                 local(next(p.grad for p in model.parameters() if p.grad is not None)).fill_(float(what))
             else:
                 os.kill(os.getpid(), getattr(signal, what))
+                while what not in noted:  # By a thread.
+                    time.sleep(0.001)
         return result
 
     def pretrain_step(model: nn.Module) -> int:
         model.steps_begun = getattr(model, "steps_begun", first[0]) + 1  # pyright: ignore[reportAttributeAccessIssue]
         return model.steps_begun  # pyright: ignore[reportReturnType]
 
-    first = [0]
+    @contextmanager
+    def heed_and_keep() -> Iterator[Requests]:
+        with heed_signals() as requests:
+            note = requests.note
+
+            def note_and_tell(number: int) -> None:
+                note(number)
+                noted.append(signal.Signals(number).name)
+
+            requests.note = note_and_tell
+            yield requests
+
+    first, noted = [0], list[str]()
     load_run = pretrain.load_run
 
     def load_and_count(*args: Any) -> Any:
@@ -62,7 +76,8 @@ def train_with(config: Config, happens: Mapping[int, tuple[int, str]]) -> dict[s
         alike[step[0]] = all(torch.equal(local(after[name]), local(tensor)) for name, tensor in before.items())
         return state
 
-    with swapped(pretrain, accumulate_grads_=accumulate_grads_, load_run=load_and_count, update=update_and_compare):
+    mine = {"accumulate_grads_": accumulate_grads_, "load_run": load_and_count, "update": update_and_compare}
+    with swapped(pretrain, heed_signals=heed_and_keep, **mine):
         rows = train(config)
     return {"rows": rows, "alike": [number for number, same in alike.items() if same]}
 
