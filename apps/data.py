@@ -3,7 +3,7 @@
 from collections.abc import Generator, Mapping, Sequence, Sized
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kinds import STREAM, Kind
 from preflight import attempt
@@ -14,6 +14,7 @@ from share import make_sequence_group, share
 from omni_data import (
     Cursor,
     Encode,
+    NoRows,
     Packing,
     Part,
     Source,
@@ -26,6 +27,7 @@ from omni_data import (
     parse_weight,
     prefetch,
     stream_batches,
+    with_sources,
 )
 from omni_data.fingerprint import spread
 from omni_data.mix import mix_problems
@@ -35,6 +37,12 @@ from omni_mesh import Mesh, MeshSpec
 from omni_models import ModelFacts
 
 SEPARATOR = "+"
+
+
+class Over(NamedTuple):
+    """There is no more data of a rank; and why, if there never was any."""
+
+    why: str
 
 
 class Reads(Protocol):
@@ -90,6 +98,8 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     ]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")
+    if problems and config.max_bad:
+        problems.append("--max-bad leaves out no first record, which says what a source is: it must be good.")
     if problems:
         raise ValueError("\n".join(problems))
     epochs = [None if count == 0 else count for count in mix.epochs] or [None] * len(specs)
@@ -222,16 +232,19 @@ def read_batches(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Gene
 
 
 def collated(
-    stream: Stream[Batch | None], config: Config, run: Reads, mesh: Mesh
+    stream: Stream[Batch | Over], config: Config, run: Reads, mesh: Mesh
 ) -> Generator[tuple[Rows, Cursor], None, None]:
-    """The items of `stream` as a step of this rank takes them; None becomes rows of padding."""
+    """The items of `stream` as a step of this rank takes them; `Over` becomes rows of padding."""
     how: dict[str, Any] = {"part": mesh.tokens.get_local_rank("sp"), "parts": run.spec.sp, "pin": run.device == "cuda"}
     for batch, cursor in stream:
-        padded = pack_batch([[]] * run.micro, config.seq_len) if batch is None else batch
-        yield replace(collate(padded, run.facts.vocab_size, **how), over=batch is None), cursor
+        if isinstance(batch, Over):
+            padding = pack_batch([[]] * run.micro, config.seq_len)
+            yield replace(collate(padding, run.facts.vocab_size, **how), over=True, why=batch.why), cursor
+        else:
+            yield collate(batch, run.facts.vocab_size, **how), cursor
 
 
-def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch | None]:
+def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch | Over]:
     rows, num_shards = run.micro, run.spec.dp
     stream = stream_batches(
         run.parts,
@@ -248,7 +261,9 @@ def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batc
         max_bad=config.max_bad,
         workers=run.workers,
     )
-    return then_nothing(stream, cursor, rows * num_shards)
+    # Which all ranks have alike, also those that have nothing to read.
+    known = with_sources(cursor, [part.name for part in run.parts], run.virtual_shards)
+    return then_nothing(stream, known, rows * num_shards)
 
 
 def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
@@ -273,17 +288,21 @@ def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Row
     return prefetch(collated(then_nothing(stream, start, run.micro * num_shards), config, run, mesh))
 
 
-def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | None]:
-    """The items of `stream`, and None once it ended: other ranks may not be there yet. Pure.
+def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | Over]:
+    """The items of `stream`, and `Over` without end once it ended: other ranks may not be there yet. Pure.
 
     Args:
         stream: of one rank.
         cursor: before it.
         rows: of a batch of all ranks.
     """
-    for item in stream:
-        cursor = item[1]
-        yield item
+    why = ""
+    try:
+        for item in stream:
+            cursor = item[1]
+            yield item
+    except NoRows as problem:
+        why = str(problem)
     while True:
         cursor = replace(cursor, rows=cursor.rows + rows)
-        yield None, cursor
+        yield Over(why), cursor

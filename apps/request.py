@@ -18,8 +18,8 @@ class MixConfig:
     """How the sources of --data are mixed."""
 
     weights: tuple[str, ...] = ()
-    """Of each source: its share of the tokens, or a schedule of shares, linear between points of weight@tokens of the
-    whole run: 1@0,0.2@5e9. Left out: the same for all."""
+    """Of each source: its share of the rows (of the tokens, where rows are full), or a schedule of shares, linear
+    between points of weight@tokens of the whole run: 1@0,0.2@5e9. Left out: the same for all."""
     epochs: tuple[int, ...] = ()
     """How often each source is read at most; 0 is without end. Left out: without end."""
     until: Literal["first", "all"] = "first"

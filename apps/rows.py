@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni_data import Batch, Counts, document_bounds, shard_sequence
+from omni_data import IGNORE, Batch, Counts, document_bounds, shard_sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +29,8 @@ class Rows:
     """What was read for it."""
     over: bool = False
     """There is no more data of this rank: these are rows of padding, since other ranks may have some."""
+    why: str = ""
+    """If there never was any: why."""
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The tensors on `device`, and `max_seqlen`. Effect: begins to copy them."""
@@ -41,7 +43,7 @@ def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin
     """`batch` as tensors on the host.
 
     Rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`, and
-    `real_T` tells which tokens of that part do not only lengthen the row.
+    `real_T` tells which tokens of that part are of documents.
 
     Args:
         batch: of this rank.
@@ -61,7 +63,7 @@ def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin
         "position_ids": batch.positions_BS,
         "labels_Bs": shard_sequence(batch.labels_BS, part, parts),
         "sources_B": batch.sources_B,
-        "real_T": shard_sequence(np.zeros_like(batch.labels_BS), part, parts).ravel() == 0,
+        "real_T": shard_sequence(np.where(batch.segments_BS > 0, 0, IGNORE), part, parts).ravel() == 0,
         "cu_seqlens": cu_seqlens,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

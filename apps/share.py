@@ -4,13 +4,15 @@ So a document is decoded once, however many ranks share its row, and what is wro
 """
 
 from collections.abc import Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
 
 from omni_mesh import Mesh, peers
 
 T = TypeVar("T")
+TOLD: Final = (ValueError, RuntimeError, OSError)
+"""What goes wrong with data, and is told to other ranks."""
 
 
 def make_sequence_group(mesh: Mesh) -> dist.ProcessGroup | None:
@@ -42,8 +44,8 @@ def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, 
             try:
                 item = next(stream, ended)
                 told = [("end", None)] if item is ended else [("item", item)]
-            except (ValueError, RuntimeError, OSError) as error:
-                told = [("error", (_kind_of(error), str(error)))]
+            except TOLD as error:
+                told = [("error", (kind_of(error), str(error)))]
         dist.broadcast_object_list(told, group=group, group_src=0)
         kind, value = told[0]
         if kind == "error":
@@ -53,6 +55,6 @@ def share(stream: Iterator[T] | None, group: dist.ProcessGroup) -> Generator[T, 
         yield value
 
 
-def _kind_of(error: Exception) -> type[Exception]:
-    """The nearest error that every process knows."""
-    return next(kind for kind in (ValueError, RuntimeError, OSError) if isinstance(error, kind))
+def kind_of(error: Exception) -> type[Exception]:
+    """The nearest error that every process knows. Pure."""
+    return next(kind for kind in TOLD if isinstance(error, kind))

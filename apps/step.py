@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 from decision import Decision
 from rows import Rows
+from share import TOLD, kind_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,7 +29,7 @@ from omni_models import (
     set_biases_,
     summed_loss,
 )
-from omni_parallel import clip_scale, global_sum
+from omni_parallel import clip_scale, gather_objects, global_sum
 
 Loss = Literal["auto", "chunked", "full"]
 
@@ -84,6 +85,17 @@ class DataTold:
     """There is no more data on any rank."""
 
 
+class End(NamedTuple):
+    """There are no more rows of any rank."""
+
+    counts: Counts = Counts()
+    """What this rank read to find that out."""
+    why: str = ""
+    """If there never were any: why."""
+    error: Exception | None = None
+    """If there may be more: what is wrong with the data of a rank."""
+
+
 Step = tuple[list[dict[str, Any]], Cursor, DataTold]
 """The microbatches of a step on the device, the place in the data after them, and what is told of them."""
 
@@ -93,33 +105,50 @@ def take_steps(batches: Iterator[tuple[Rows, Cursor]], run: Decision, device: to
     if not run.ends:
         while True:
             step = take_rows(batches, run.passes, device, may_end=False)
-            assert step is not None
+            assert not isinstance(step, End)
             yield step
     ahead = take_rows(batches, run.passes, device, may_end=True)
-    while ahead is not None:
+    if isinstance(ahead, End) and ahead.why:
+        raise ValueError(ahead.why)
+    while not isinstance(ahead, End):
         (micro, cursor, told), ahead = ahead, take_rows(batches, run.passes, device, may_end=True)
-        yield micro, cursor, replace(told, last=ahead is None)
+        if isinstance(ahead, End):
+            told = replace(told, last=ahead.error is None, counts=told.counts + ahead.counts)
+        yield micro, cursor, told
+    if ahead.error is not None:
+        raise ahead.error
 
 
-def take_rows(
-    batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.device, *, may_end: bool
-) -> Step | None:
-    """The next `count` microbatches of this rank, those left out that have no row on any rank; None at the end of all.
+def take_rows(batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.device, *, may_end: bool) -> Step | End:
+    """The next `count` microbatches of this rank, those left out that have no row on any rank; or the end of all.
 
-    Where data may end, ranks agree, on the host, on whether there is something to compute.
+    Where data may end, ranks agree, on the host, on whether there is something to compute; and what is wrong with the
+    data of one is known to all.
     """
     began, counts = time.perf_counter(), Counts()
     while True:
-        taken = [next(batches) for _ in range(count)]
+        error: Exception | None = None
+        taken: list[tuple[Rows, Cursor]] = []
+        try:
+            taken.extend(next(batches) for _ in range(count))
+        except TOLD as problem:
+            if not may_end:
+                raise
+            error = problem
         counts = sum((rows.counts for rows, _ in taken), counts)
         if not may_end:
             break
-        here = torch.tensor([sum(rows.count for rows, _ in taken), sum(not rows.over for rows, _ in taken)])
-        filled, going = global_sum(here).tolist()
+        going = sum(not rows.over for rows, _ in taken)
+        here = torch.tensor([sum(rows.count for rows, _ in taken), going, error is not None])
+        filled, going, failed = global_sum(here).tolist()
+        if failed:
+            told = gather_objects(error and (kind_of(error), str(error)))
+            kind, words = next(filter(None, told))
+            return End(error=error or kind(words))
         if filled:
             break
         if not going:
-            return None
+            return End(counts, why="\n".join(dict.fromkeys(filter(None, gather_objects(taken[0][0].why)))))
     told = DataTold(
         sum(rows.reach for rows, _ in taken) / count,
         time.perf_counter() - began,

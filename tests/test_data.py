@@ -14,6 +14,7 @@ from sharing import fail_to_read, train_and_count
 from training import SMALL, train
 
 from omni_data import Packing
+from omni_data.fingerprint import spread
 from omni_mesh import MeshConfig
 
 WORDS = [
@@ -150,6 +151,63 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     write(Path(config.data[0]), 300)
     rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]
     assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
+
+
+def write_texts(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_a_source_joins_also_where_a_rank_has_nothing_left_to_read(run, tmp_path: Path) -> None:
+    first = write_texts(tmp_path / "first.jsonl", ["long " * 400, "short"])
+    second = write_texts(tmp_path / "second.jsonl", ["another " * 20] * 40)
+    config = replace(SMALL, data=(first,), mix=MixConfig(epochs=(1,)), virtual_shards=2, batch=2, shuffle=False)
+    config = replace(config, mesh=MeshConfig(shard=2), steps=9, stop_after=3, out=tmp_path / "run")
+    run(train, 2, config)
+    mix = MixConfig(epochs=(1, 1), changed=True)
+    rows = run(train, 2, replace(config, data=(first, second), mix=mix, stop_after=8))[0]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert any(f"loss/{second}" in row for row in rows)
+
+
+ONE_A_ROW = replace(SMALL, packing=Packing("single", long="drop"), mix=MixConfig(epochs=(1,)), shuffle=False, steps=99)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_data_of_which_nothing_is_left_is_an_error_of_all_ranks(run, tmp_path: Path, ranks: int) -> None:
+    data = (write_texts(tmp_path / "long.jsonl", ["long " * 40] * 30),)
+    config = replace(ONE_A_ROW, data=data, mesh=MeshConfig(shard=ranks), out=tmp_path / "run")
+    with pytest.raises(AssertionError, match=r"none of the documents can be used, of \d+ that were read: \d+ are"):
+        run(train, ranks, config)
+    some = (write_texts(tmp_path / "one.jsonl", ["long " * 40] * 29 + ["short"]),)
+    assert len(run(train, ranks, replace(config, data=some))[0]) == 1, "also where a rank has none of it"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_wrong_with_data_ends_a_run_where_it_is_needed_and_not_before(run, tmp_path: Path, ranks: int) -> None:
+    path = tmp_path / "web.jsonl"
+    write_texts(path, ["a row " * 10 + "..."] * 240)
+    lines = path.read_text().splitlines()
+    # In the fourth step, and not looked at when the source is opened.
+    bad = next(i for i in range(36, 48) if i not in spread(240))
+    path.write_text("\n".join([*lines[:bad], '{"text": 3}', *lines[bad + 1 :]]))
+    config = replace(ONE_A_ROW, data=(str(path),), mesh=MeshConfig(shard=ranks), out=tmp_path / "run")
+    config = replace(config, packing=Packing("concat"))
+    with pytest.raises(AssertionError, match=rf"ValueError: .*web.jsonl:{bad + 1}: field 'text' holds 3 \(int\)"):
+        run(train, ranks, config)
+    assert [row["step"] for row in read_rows(config.out)] == [1, 2, 3]
+    rows = run(train, ranks, replace(config, stop_after=3, out=tmp_path / "other"))[0]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_what_is_read_after_the_last_row_is_counted(run, tmp_path: Path) -> None:
+    data = (write_texts(tmp_path / "web.jsonl", ["text"] * 24 + ["long " * 40] * 7),)
+    rows = run(train, 2, replace(ONE_A_ROW, data=data, mesh=MeshConfig(shard=2), out=tmp_path / "run"))[0]
+    assert [row.get("documents_dropped", 0) for row in rows][-1] == 7 and len(rows) == 2
+
+
+def read_rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_bad_documents_are_left_out_up_to_the_limit(run, tmp_path: Path) -> None:

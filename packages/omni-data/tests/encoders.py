@@ -20,10 +20,27 @@ class Lines:
             yield [part, i, *range(i % 7)], i + 1
 
 
+class Torn:
+    """One part of documents, the last of which cannot be read."""
+
+    name, parts = "torn", 1
+
+    def read(self, part, state, /):
+        for i in range(state or 0, 1800):
+            yield [i % 90] * 8, i + 1
+        raise ValueError("torn: cannot be read from here on.")
+
+
 def with_patches(document):
     """A sample of at most 64 tokens with a 'patch' for each, of which the even ones are learnt."""
     tokens_N = np.array(document[:64], np.int32)
     return Sample(tokens_N, tokens_N % 2 == 0, {"patches": np.stack([tokens_N, tokens_N], 1).astype(np.float32)})
+
+
+def with_every_patch(document):
+    """A sample with a 'patch' for each token."""
+    tokens_N = np.array(document, np.int32)
+    return Sample(tokens_N, None, {"patches": tokens_N[:, None].astype(np.float32)})
 
 
 def picture(number):
@@ -48,6 +65,13 @@ def with_pixels(record):
 def refuse_odd(document):
     if document[0] % 2:
         raise ValueError(f"{document[0]} is odd.")
+    return Sample(np.array(document, np.int32))
+
+
+def some(document):
+    """A sample, if there are tokens and they are not 3."""
+    if document and document[0] == 3:
+        raise ValueError("3 is odd.")
     return Sample(np.array(document, np.int32))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from encoders import PICTURES, Lines, refuse_odd, with_patches, with_pixels
+from encoders import PICTURES, Lines, refuse_odd, some, with_every_patch, with_patches, with_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +19,10 @@ from omni_data import (
     Counts,
     Cursor,
     Documents,
+    NoRows,
     Packing,
     Part,
+    Position,
     cursor_from_json,
     cursor_to_json,
     merge_cursors,
@@ -50,9 +52,14 @@ KINDS = {
     "fit of a mix": {"source": [Part(WEB, 0.7), Part(Lines(), 0.3)], "packing": Packing("fit", max_len=40)},
     "single": {"source": WEB, "packing": Packing("single", long="right")},
     "media": {"source": CODE, "packing": Packing("fit"), "encode": with_patches},
+    "media end to end": {"source": CODE, "encode": with_patches},
     "images": {"source": PICTURES, "packing": Packing("fit"), "encode": with_pixels, "max_bad": 10**9},
     "three that end": {"source": [Part(s, 1.0, epochs=1) for s in ENDING], "until": "all"},
     "the first that ends": {"source": [Part(s, 1.0, epochs=1) for s in ENDING], "until": "first"},
+    "a weight that comes": {
+        "source": [Part(ENDING[0], 1.0, epochs=1), Part(ENDING[1], ((0, 0), (9000, 0), (12000, 1)), epochs=1)],
+        "until": "all",
+    },
     "finite": {"source": [Part(WEB, 0.7, epochs=1), Part(CODE, 0.3, epochs=2)], "until": "all"},
 }
 
@@ -261,13 +268,56 @@ def test_documents_that_cannot_be_used_count_where_there_is_no_row_of_them(how):
     stream = partial(stream_batches, encode=refuse_odd, **layout)
     with pytest.raises(ValueError, match=r"^odd: row \d+: 1?[0-9]+ is odd"):
         list(stream([Part(odd, epochs=1)], Cursor()))
-    with pytest.raises(ValueError, match=r"none of the documents can be used, of 30 that were read:(\n  odd: .*){5}$"):
+    words = r"none of the documents can be used, of 30 that were read: 30 cannot be used:(\n  odd: .*){5}$"
+    with pytest.raises(NoRows, match=words):
         list(stream([Part(odd, epochs=1)], Cursor(), max_bad=10**9))
+    rows = len(list(stream([Part(odd, epochs=1)], Cursor(2, {"odd": (Position(),) * 12}), max_bad=10**9)))
+    assert rows, "of a stream that goes on, rows came before"
     mixed = Documents("mixed", [[2 * i] * 4 for i in range(8)] + [[1] * 4] * 4)
     batches = list(stream([Part(mixed, epochs=1)], Cursor(), max_bad=4))
     assert sum((batch.counts for batch, _ in batches), Counts()).bad == 4
     with pytest.raises(ValueError, match="4 documents cannot be used, of max_bad=3"):
         list(stream([Part(mixed, epochs=1)], Cursor(), max_bad=3))
+
+
+def test_data_of_which_nothing_is_left_is_an_error_with_what_became_of_it():
+    left_out = Documents("left out", [[1] * 9, [], [2] * 9, [3]])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 2, "encode": refuse_odd}
+    packing = Packing("single", long="drop")
+    with pytest.raises(NoRows) as caught:
+        list(stream_batches([Part(left_out, epochs=1)], Cursor(), packing=packing, max_bad=9, **how | {"encode": some}))
+    assert str(caught.value) == (
+        "none of the documents can be used, of 4 that were read: 2 are longer than allowed and dropped, 1 are empty, "
+        "1 cannot be used:\n  left out: row 3: 3 is odd."
+    )
+
+
+def test_a_rank_that_got_nothing_is_no_error_where_it_read_nothing():
+    source = Documents("one", [[2, 2]])
+    how = {"num_shards": 2, "rows": 1, "seq_len": 4, "virtual_shards": 2, "shuffle": False}
+    each = [list(stream_batches([Part(source, epochs=1)], Cursor(), shard=shard, **how)) for shard in range(2)]
+    assert [[unpack_batch(batch) for batch, _ in rank] for rank in each] == [[[[[2, 2]]], [[]]], [[[]]]]
+
+
+def test_media_are_never_cut_and_too_much_of_them_is_told_by_its_place():
+    source = Documents("tall", [[i] * n for i, n in enumerate((40, 40, 20, 64, 65, 3))])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": S, "virtual_shards": 1, "shuffle": False}
+    stream = partial(stream_batches, [Part(source, epochs=1)], Cursor(), encode=with_every_patch, **how)
+    rows = [[len(document) for document in row] for batch, _ in stream(max_bad=1) for row in unpack_batch(batch)]
+    assert [row for row in rows if row] == [[40], [40, 20], [64], [3]]
+    with pytest.raises(ValueError, match=r"^tall: row 4: a document of 65 tokens with patches cannot be cut"):
+        list(stream())
+
+
+def test_unshuffled_shards_that_meet_the_same_documents_again_say_so():
+    source = Documents("same", [[]] + [[2]] * 5)
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 3, "shuffle": False}
+    list(islice(stream_batches(source, Cursor(), **how), 9))
+    how["virtual_shards"] = 6
+    with pytest.raises(
+        ValueError, match=r"the source has 6, of which this shard reads 1, again and again, as they are"
+    ):
+        list(islice(stream_batches(source, Cursor(), **how), 9))
 
 
 def test_documents_that_are_all_dropped_are_an_error_and_no_hang():

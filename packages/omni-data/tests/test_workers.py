@@ -10,7 +10,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from encoders import complain, fail_at_once, kill_the_reader
+from encoders import Torn, complain, fail_at_once, kill_the_reader
 
 from omni_data import Cursor, Documents, stream_batches, synthetic_documents
 from omni_data.workers import start_workers
@@ -39,6 +39,54 @@ def test_a_worker_that_is_killed_later_is_an_error():
     with pytest.raises(RuntimeError, match="was killed by signal 9"):
         for _ in range(10_000):
             next(stream)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_workers_of_a_rank_have_something_to_do(num_shards, count):
+    how = HOW | {"virtual_shards": 48, "num_shards": num_shards, "shard": num_shards - 1, "rows": 4}
+    asked = []
+    with closing(stream_batches(SOURCE, Cursor(), workers=count, **how)) as stream:
+        for _ in range(24 // num_shards):
+            next(stream)
+        workers = stream.gi_frame.f_locals["windows"].workers
+        asked = [worker.asked for worker in workers]
+    assert min(asked) > 0 and max(asked) <= 2 * min(asked)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_left_to_who_started_it_from_its_first_moment(number, monkeypatch):
+    began = []
+
+    def start_and_signal(*args, **kwargs):
+        process = popen(*args, **kwargs)
+        for wait in (0, 0.01, 0.05):
+            time.sleep(wait)
+            os.kill(process.pid, number)
+        began.append(process)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start_and_signal)
+    with closing(stream_batches(SOURCE, Cursor(), workers=1, **HOW)) as stream:
+        next(stream)
+        began[0].send_signal(number)
+        for _ in range(40):
+            next(stream)
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_what_was_made_before_something_failed_is_the_same_as_without_workers():
+    how = HOW | {"rows": 1, "seq_len": 8, "virtual_shards": 1}
+
+    def rows_of(workers):
+        rows = []
+        with pytest.raises(ValueError, match="torn: cannot be read from here on"):
+            rows.extend(b.tokens_BS.tolist() for b, _ in stream_batches(Torn(), Cursor(), workers=workers, **how))
+        return rows
+
+    assert len(rows_of(0)) == 1792
+    assert rows_of(1) == rows_of(0)
 
 
 def test_what_fails_in_a_worker_is_told_with_its_traceback_and_bad_data_as_bad_data():

@@ -5,7 +5,7 @@ from omni_data.blob import Blob
 from omni_data.chat import ChatTokenizer, Learn, encode_chat, render_chat
 from omni_data.combine import beginning, concatenate, mapped
 from omni_data.conversations import Conversation, conversation_of
-from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors
+from omni_data.cursor import Cursor, Position, cursor_from_json, cursor_to_json, merge_cursors, with_sources
 from omni_data.document import Document, Documents, Record, Source, place_of
 from omni_data.fingerprint import fingerprint
 from omni_data.fit import fit_rows
@@ -19,7 +19,7 @@ from omni_data.prefetch import prefetch
 from omni_data.read import Streamed, Unread
 from omni_data.sample import Counts, Sample, sample_of
 from omni_data.source import open_records, open_source
-from omni_data.stream import Stream, stream_batches
+from omni_data.stream import NoRows, Stream, stream_batches
 from omni_data.streamed import stream_records, stream_source
 from omni_data.synth import builtin_chats, builtin_corpus, synthetic_documents
 from omni_data.tokens import TextTokenizer, byte_tokenizer, read_tokenizer
@@ -39,6 +39,7 @@ __all__ = [
     "Encode",
     "IGNORE",
     "Learn",
+    "NoRows",
     "Packing",
     "Pair",
     "Part",
@@ -83,6 +84,7 @@ __all__ = [
     "sample_of",
     "shard_sequence",
     "stream_batches",
+    "with_sources",
     "stream_records",
     "stream_source",
     "synthetic_documents",

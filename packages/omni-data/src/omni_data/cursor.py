@@ -40,6 +40,16 @@ class Cursor:
     positions: Mapping[str, tuple[Position, ...]] = field(default_factory=dict)
 
 
+def with_sources(cursor: Cursor, keys: Iterable[str], shards: int) -> Cursor:
+    """The cursor with a position for each of `shards` virtual shards of each source: those that it does not know are at
+    their start.
+
+    >>> {key: len(positions) for key, positions in with_sources(Cursor(), ["a", "b"], 2).positions.items()}
+    {'a': 2, 'b': 2}
+    """
+    return Cursor(cursor.rows, {key: (Position(),) * shards for key in keys} | dict(cursor.positions))
+
+
 def merge_cursors(cursors: Iterable[Cursor]) -> Cursor:
     """The one cursor of all ranks after the same step: for each virtual shard the furthest position.
 

@@ -1,8 +1,8 @@
 """Several sources mixed by weight. Pure: which source the next row is from is a formula of its number.
 
-Rows all have the same number of tokens, so shares of rows are shares of tokens, however long documents are. Row g takes
-the point g times the golden ratio, modulo one, of a sequence that is spread evenly over [0, 1) however far it is
-followed (Kronecker's). The point falls in the interval of one source; intervals are as wide as weights.
+Weights are shares of rows; of tokens, too, where rows are full, however long documents are. Row g takes the point g
+times the golden ratio, modulo one, of a sequence that is spread evenly over [0, 1) however far it is followed
+(Kronecker's). The point falls in the interval of one source; intervals are as wide as weights.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -20,7 +20,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 """The fractional part of the golden ratio, times 2^64."""
 
 Weight = float | tuple[tuple[float, float], ...]
-"""A share of the tokens, in units of whatever the others use; or points (tokens read by the whole run, weight), between
+"""A share of the rows, in units of whatever the others use; or points (tokens read by the whole run, weight), between
 which it changes linearly, and before and after which it stays."""
 
 
@@ -62,6 +62,22 @@ def weight_at(weight: Weight, tokens: float) -> float:
         if tokens < stop:
             return low + (high - low) * (tokens - start) / (stop - start)
     return weight[-1][1]
+
+
+def weights_at(weights: Sequence[Weight], tokens: float) -> list[float]:
+    """All of them after so many tokens. While none is above zero, those of the first point where one is; zeros if there
+    is no such point.
+
+    >>> later = ((1000, 0.0), (2000, 1.0))
+    >>> weights_at([0.5, later], 0), weights_at([0.0, later], 0), weights_at([0.0, 0.0], 0)
+    ([0.5, 0.0], [0.0, 1.0], [0.0, 0.0])
+    """
+    now = [weight_at(weight, tokens) for weight in weights]
+    if any(now):
+        return now
+    points = sorted({at for weight in weights if isinstance(weight, tuple) for at, _ in weight if at > tokens})
+    later = ([weight_at(weight, at) for weight in weights] for at in points)
+    return next(filter(any, later), now)
 
 
 def pick_part(row: int, weights: Sequence[float]) -> int:

@@ -13,6 +13,7 @@ A document that cannot be used is told, not raised: whoever reads decides how ma
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import count, islice
+from math import gcd
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from omni_data.document import Source, place_of
@@ -139,9 +140,13 @@ def read_samples(
         problems += [read.problem] if read.problem and len(problems) < 5 else []
         if useless >= most:
             told = "".join(f"\n  {problem}" for problem in problems) or " Leave the empty ones out."
+            has = f"; the source has {len(source)}" if isinstance(source, Sized) else ""
+            if isinstance(source, Sized) and not turns.shuffle:
+                own = len(source) // gcd(len(source), turns.shards)
+                has += f", of which this shard reads {own}, again and again, as they are not shuffled"
             raise ValueError(
-                f"{source.name}: virtual shard {turns.shard} read {useless} documents in a row without a token"
-                f"{f'; the source has {len(source)}' if isinstance(source, Sized) else ''}.{told}"
+                f"{source.name}: virtual shard {turns.shard} read {useless} documents in a row without a token{has}."
+                f"{told}"
             )
 
 

@@ -19,10 +19,10 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, TypeVar
 
-from omni_data.cursor import Cursor, Position
+from omni_data.cursor import Cursor, Position, with_sources
 from omni_data.document import Source
 from omni_data.make import Encode, Making, Windows, encode_document, rows_of
-from omni_data.mix import Part, mix_problems, pick_part, weight_at
+from omni_data.mix import Part, mix_problems, pick_part, weights_at
 from omni_data.pack import Batch, pack_batch
 from omni_data.sample import Counts
 from omni_data.window import Packing, Row, Window
@@ -35,6 +35,10 @@ Stream = Iterator[tuple[T, Cursor]]
 CONCAT = Packing()
 """Documents end to end."""
 _SHOWN = 5
+
+
+class NoRows(ValueError):
+    """A rank read data from its start to its end, and no row could be made of it. Other ranks may have had some."""
 
 
 def stream_batches(
@@ -73,7 +77,7 @@ def stream_batches(
         encode: an item of a source to a sample, instead of these two.
         packing: how documents share rows.
         until: where epochs are limited, a virtual shard ends once its `first` source is through, or once `all` are,
-            while the others take the place of those that are.
+            while the others take the place of those that are, also where their weight is zero still.
         virtual_shards: V, a multiple of every R that this run will ever have.
         shuffle: whether each epoch is permuted.
         seed: of the permutations.
@@ -82,7 +86,7 @@ def stream_batches(
 
     Raises:
         ValueError: at once if the arguments contradict each other, with all problems; from the stream if a document
-            cannot be read, or there are no tokens.
+            cannot be read, or there are no tokens. `NoRows`, if all that this rank has was read and left out.
     """
     parts = tuple(source) if isinstance(source, Sequence) else (Part(source, key=""),)
     layout = {"shard": shard, "num_shards": num_shards, "rows": rows, "seq_len": seq_len}
@@ -113,26 +117,34 @@ class _Taking:
         return range(start + self.shard, start + rows * self.num_shards, self.num_shards)
 
     def pick(self, row: int, over: set[int]) -> int | None:
-        """The source of global row `row`, none of those that are over in its virtual shard; None if that ended."""
+        """The source of global row `row`, none of those that are over in its virtual shard; None if that ended.
+
+        It never comes back: a shard whose sources have no weight yet reads them all the same, or whether it ended would
+        depend on the rows until then.
+        """
         if over and (self.until == "first" or len(over) == len(self.parts)):
             return None
-        weights = [0.0 if i in over else weight_at(p.weight, row * self.seq_len) for i, p in enumerate(self.parts)]
+        left = [0.0 if i in over else part.weight for i, part in enumerate(self.parts)]
+        weights = weights_at(left, row * self.seq_len)
         return pick_part(row, weights) if any(weights) else None
 
 
 def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> Stream[Batch]:
-    positions = {key: list(each) for key, each in cursor.positions.items()}  # Also of sources that may come back.
-    positions |= {part.name: list(_positions(cursor, part, taking.shards)) for part in taking.parts}
+    # Also of sources that may come back.
+    known = with_sources(cursor, [part.name for part in taking.parts], taking.shards)
+    positions = {key: list(each) for key, each in known.positions.items()}
     over = {
         shard: {i for i, part in enumerate(taking.parts) if _is_over(part, positions[part.name][shard])}
         for shard in range(taking.shard, taking.shards, taking.num_shards)
     }
     lanes: dict[tuple[int, int], Iterator[tuple[Row | None, Position, Window | None]]] = {}
     bad: list[str] = []
-    found = False
+    found, read = False, Counts()
 
     with ExitStack() as stack:
-        windows: Windows = stack.enter_context(closing(start_workers(making, workers))) if workers else making
+        windows: Windows = making
+        if workers:
+            windows = stack.enter_context(closing(start_workers(making, workers, ranks=taking.num_shards)))
 
         def lane(shard: int, number: int) -> Iterator[tuple[Row | None, Position, Window | None]]:
             if (shard, number) not in lanes:
@@ -173,21 +185,18 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                         lane(row % taking.shards, number)
             taken = [take(row) for row in taking.numbers(start, taking.rows)]
             found |= any(documents for documents, _, _ in taken)
+            counts = sum((counts for _, _, counts in taken), Counts())
+            read += counts
             batch = pack_batch(
                 [documents for documents, _, _ in taken],
                 taking.seq_len,
                 sources=[number for _, number, _ in taken],
-                counts=sum((counts for _, _, counts in taken), Counts()),
+                counts=counts,
             )
             after = {key: tuple(each) for key, each in positions.items()}
             yield batch, Cursor(start + taking.rows * taking.num_shards, after)
-        if not found and cursor == Cursor():
-            _check_all(bad)
-
-
-def _positions(cursor: Cursor, part: Part, shards: int) -> tuple[Position, ...]:
-    """Where the virtual shards stand in a source: at its start if the cursor does not know it."""
-    return cursor.positions.get(part.name) or (Position(),) * shards
+        if not found and read != Counts() and cursor == Cursor():
+            raise NoRows(_tell_none(read, bad))
 
 
 def _is_over(part: Part, at: Position) -> bool:
@@ -202,11 +211,12 @@ def _check_bad(bad: Sequence[str], most: int) -> None:
         raise ValueError(told if not most else f"{len(bad)} documents cannot be used, of max_bad={most}:{told}")
 
 
-def _check_all(bad: Sequence[str]) -> None:
-    """Raises `ValueError` with the first of them: they are all there was."""
-    if len(bad) >= _SHOWN:
-        told = "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
-        raise ValueError(f"none of the documents can be used, of {len(bad)} that were read:{told}")
+def _tell_none(read: Counts, bad: Sequence[str]) -> str:
+    """Why there is no row, of what was read, and the first of what cannot be used."""
+    ways = {"are longer than allowed and dropped": read.dropped, "are empty": read.empty, "cannot be used": read.bad}
+    told = ", ".join(f"{count} {way}" for way, count in ways.items() if count)
+    each = "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
+    return f"none of the documents can be used, of {sum(ways.values())} that were read: {told}{':' * bool(each)}{each}"
 
 
 def _problems(

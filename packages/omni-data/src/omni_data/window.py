@@ -3,7 +3,8 @@
 A window is some rows that are packed together. Documents are taken in their order until they fill it, so a window is a
 function of where it begins, and a stream that stops inside one resumes by making it again.
 
-- concat: end to end, split where a row is full. No padding; a window is one row.
+- concat: end to end, split where a row is full. No padding, but before documents with media, which are never split; a
+  window is one row.
 - fit: no document is split but those longer than a row; `fit_rows` tells which share one. The rows of a window come in
   an order of what they cost, permuted in the same way for every virtual shard: at any step, all ranks compute rows of
   about the same cost, and finish together.
@@ -131,8 +132,10 @@ def _cut_pieces(reads: Iterator[Read], start: Position, packing: Packing, seq_le
     for read in reads:
         parts, problem = [], read.problem
         if read.sample is not None:
+            # Of those with media no part fits that is shorter than the whole.
+            most = min(seq_len, limit or seq_len) if read.sample.media else limit
             try:
-                parts = limit_length(read.sample, limit, packing.long)
+                parts = limit_length(read.sample, most, packing.long)
             except ValueError as error:
                 problem = f"{read.name()}: {error}"
         dropped = 0 if parts else dropped + (read.sample is not None and not problem)
@@ -181,6 +184,9 @@ def _concatenate(pieces: Iterator[_Piece], start: Position, seq_len: int) -> Ite
             rest = None
             if piece.sample is None:
                 continue
+            if len(piece) > free and piece.sample.media:
+                rest = taken.pop()
+                break
             if len(piece) > free:
                 at, used = piece.before
                 here = (at, used + free)
@@ -194,7 +200,7 @@ def _concatenate(pieces: Iterator[_Piece], start: Position, seq_len: int) -> Ite
         number += 1
         if taken:
             yield _window([row] if row else [], taken, number)
-        if free:
+        if free and rest is None:
             return
 
 

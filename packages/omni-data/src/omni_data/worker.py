@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
+
+LEFT_TO_STARTER: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that do nothing here."""
 
 
 def serve(line: Connection) -> None:
@@ -29,13 +32,27 @@ def serve(line: Connection) -> None:
         at, windows = opened.pop((shard, source), (None, iter(())))
         if at != start:
             windows = making[0](shard, source, start)
-        if made := list(islice(windows, count)):
+        made: list[Window] = []
+        try:
+            for window in islice(windows, count):
+                made.append(window)  # What was made stays there if the next cannot be.
+        except Exception as error:
+            if not made:
+                raise
+            windows = _failing(error)
+        if made:
             opened[shard, source] = made[-1].after, windows
         return made
 
     while True:
         number, *question = line.recv()
         line.send((number, _told(make, *question)))
+
+
+def _failing(error: Exception) -> Iterator[NoReturn]:
+    """Nothing but this error, once it is asked for."""
+    raise error
+    yield
 
 
 def _told(make: Callable[..., list[Window]], *question: Any) -> tuple[str, Any]:
@@ -50,8 +67,9 @@ def _told(make: Callable[..., list[Window]], *question: Any) -> tuple[str, Any]:
 
 def main() -> None:
     """Effect: serves the line whose number is the first argument."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in LEFT_TO_STARTER:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_STARTER)
     with suppress(EOFError, OSError):
         serve(Connection(int(sys.argv[1])))
 

@@ -1,9 +1,9 @@
 """Windows made by other processes, in the order in which they are asked for. Effect: processes.
 
-A virtual shard belongs to one worker, which keeps what it has open of it, and is asked for the next lot of windows once
-half of what is there was taken. Lots begin small, or the start of a run, where every virtual shard is new, would wait
-for rows that are of use much later. Who made a window cannot be told from it, so the order does not depend on how many
-workers there are.
+A virtual shard belongs to one worker of its rank, which keeps what it has open of it, and is asked for the next lot of
+windows once half of what is there was taken. Lots begin small, or the start of a run, where every virtual shard is new,
+would wait for rows that are of use much later. Who made a window cannot be told from it, so the order does not depend
+on how many workers there are.
 
 Workers are plain interpreters that run `omni_data.worker`: they import nothing of the program that starts them but what
 the functions need that they are sent. (`multiprocessing` would import its main script in each, with torch and all; and
@@ -12,6 +12,7 @@ to fork a process with threads, or with a GPU, is asking for a deadlock.)
 
 import pickle
 import select
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
+from omni_data.worker import LEFT_TO_STARTER
 
 LOT = 8192
 """Tokens that a worker is asked for together, at most: so many that asking costs nothing beside making them."""
@@ -77,7 +79,10 @@ class Worker:
 
     def lost(self) -> NoReturn:
         """Raises `RuntimeError`: the worker is no more."""
-        code = self.process.wait(_LEAVE_S)
+        try:
+            code = self.process.wait(_LEAVE_S)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"data worker {self.process.pid} does not answer, and has not ended.") from None
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         more = ": out of memory, often. Take fewer workers." if code == -9 else "."
         raise RuntimeError(f"data worker {self.process.pid} {how}{more}")
@@ -131,10 +136,12 @@ class Workers:
     workers: tuple[Worker, ...]
     lot: int
     """Windows that are asked for together at most."""
+    ranks: int
+    """The virtual shards of this rank are those of one remainder modulo this."""
 
     def __call__(self, shard: int, number: int, start: Position) -> "Lane":
         """The windows of virtual shard `shard` and source `number` from `start` on, the first of them asked for now."""
-        lane = Lane(self.workers[shard % len(self.workers)], (shard, number), self.lot, start)
+        lane = Lane(self.workers[shard // self.ranks % len(self.workers)], (shard, number), self.lot, start)
         lane.ahead()
         return lane
 
@@ -150,9 +157,9 @@ class Workers:
                 worker.process.wait()
 
 
-def start_workers(making: Making, count: int) -> Workers:
-    """So many processes that make what `making` does. Effect: starts them; `close` ends them, and so does the end of
-    this process.
+def start_workers(making: Making, count: int, *, ranks: int = 1) -> Workers:
+    """So many processes that make what `making` does, for one of `ranks` ranks. Effect: starts them; `close` ends them,
+    and so does the end of this process.
 
     Raises:
         ValueError: if what makes the windows cannot be sent to another process.
@@ -165,13 +172,18 @@ def start_workers(making: Making, count: int) -> Workers:
             "functions of a module, or take workers=0."
         ) from None
     lot = max(1, LOT // making.seq_len) if making.packing.how == "concat" else 1
-    return Workers(tuple(_start(order) for _ in range(count)), lot)
+    return Workers(tuple(_start(order) for _ in range(count)), lot, ranks)
 
 
 def _start(order: bytes) -> Worker:
     here, there = Pipe()
     command = [sys.executable, "-m", "omni_data.worker", str(there.fileno())]
-    process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
+    # What is blocked here is blocked there, until the worker has said what it does about it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_STARTER)
+    try:
+        process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     there.close()
     worker = Worker(process, here)
     here.send((sys.path, order))

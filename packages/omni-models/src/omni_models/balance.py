@@ -88,7 +88,7 @@ def count_load(chosen_TK: Tensor, num_experts: int, *, real_T: Tensor | None = N
     Args:
         chosen_TK: of a `Routing`.
         num_experts: E.
-        real_T: bool, False for tokens that only lengthen a row; None if there are none.
+        real_T: bool, False for padding; None if there is none.
     """
     return _count_layers(chosen_TK[None], num_experts, real_T)[0]
 
@@ -120,7 +120,7 @@ def balance_loss(
     Args:
         logits: of the router of each layer, (T, E).
         experts_per_token: K.
-        real_T: bool, False for tokens that only lengthen a row; None if there are none.
+        real_T: bool, False for padding; None if there is none.
         total: the sum of a tensor over all ranks, `omni_parallel.global_sum` for example.
     """
     num_experts, device = logits[0].shape[-1], logits[0].device
@@ -133,7 +133,7 @@ def balance_loss(
         probs_E = probs_E + (probs_TE if real_T is None else probs_TE * real_T[:, None]).sum(0)
     load_E = total(counts_E)
     # Each token chose K, so their number needs no sum of its own.
-    tokens = load_E.sum() / experts_per_token
+    tokens = (load_E.sum() / experts_per_token).clamp(min=1)  # There may be no real one.
     return num_experts * (load_E / tokens * (probs_E / tokens)).sum()
 
 
