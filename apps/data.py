@@ -1,69 +1,32 @@
-"""The data of a run: its sources as parts of a mix, what fixes the order of its rows, and the batches of one rank."""
+"""The data of a run: its sources as parts of a mix, and what fixes the order of its rows."""
 
-from collections.abc import Generator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from kinds import STREAM, Kind
 from preflight import attempt
 from request import Config
-from rows import Rows, collate
-from share import make_sequence_group, share
 
 from omni_data import (
     Cursor,
     Encode,
-    NoRows,
     Packing,
     Part,
     Source,
-    Stream,
     Streamed,
     TextTokenizer,
     beginning,
     fingerprint,
     mapped,
     parse_weight,
-    prefetch,
-    stream_batches,
-    with_sources,
 )
 from omni_data.fingerprint import spread
 from omni_data.mix import mix_problems
-from omni_data.pack import Batch, pack_batch
 from omni_data.read import first_of
-from omni_mesh import Mesh, MeshSpec
-from omni_models import ModelFacts
 
 SEPARATOR = "+"
-
-
-class Over(NamedTuple):
-    """There is no more data of a rank; and why, if there never was any."""
-
-    why: str
-
-
-class Reads(Protocol):
-    """What is decided of the reading of data."""
-
-    @property
-    def parts(self) -> tuple[Part, ...]: ...
-    @property
-    def held_out(self) -> tuple[Part, ...]: ...
-    @property
-    def micro(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def virtual_shards(self) -> int: ...
-    @property
-    def spec(self) -> MeshSpec: ...
-    @property
-    def facts(self) -> ModelFacts: ...
-    @property
-    def device(self) -> str: ...
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
@@ -219,90 +182,3 @@ def name_positions(cursor: Cursor, kept: Mapping[str, Any]) -> Cursor:
 def fingerprint_files(files: Mapping[str, bytes]) -> str:
     """A short digest of files by name. Pure."""
     return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]
-
-
-def read_batches(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
-    """The microbatches of this rank from `cursor` on, some of them made ahead. Effect: collective; reads the data, on
-    one of the ranks that share rows."""
-    group = make_sequence_group(mesh)
-    if group is None:
-        return prefetch(collated(_read(config, run, cursor, mesh), config, run, mesh))
-    first = mesh.tokens.get_local_rank("sp") == 0
-    return collated(share(prefetch(_read(config, run, cursor, mesh)) if first else None, group), config, run, mesh)
-
-
-def collated(
-    stream: Stream[Batch | Over], config: Config, run: Reads, mesh: Mesh
-) -> Generator[tuple[Rows, Cursor], None, None]:
-    """The items of `stream` as a step of this rank takes them; `Over` becomes rows of padding."""
-    how: dict[str, Any] = {"part": mesh.tokens.get_local_rank("sp"), "parts": run.spec.sp, "pin": run.device == "cuda"}
-    for batch, cursor in stream:
-        if isinstance(batch, Over):
-            padding = pack_batch([[]] * run.micro, config.seq_len)
-            yield replace(collate(padding, run.facts.vocab_size, **how), over=True, why=batch.why), cursor
-        else:
-            yield collate(batch, run.facts.vocab_size, **how), cursor
-
-
-def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batch | Over]:
-    rows, num_shards = run.micro, run.spec.dp
-    stream = stream_batches(
-        run.parts,
-        cursor,
-        shard=mesh.tokens.get_local_rank("dp"),
-        num_shards=num_shards,
-        rows=rows,
-        seq_len=config.seq_len,
-        packing=config.packing,
-        until=config.mix.until,
-        virtual_shards=run.virtual_shards,
-        shuffle=config.shuffle,
-        seed=config.seed,
-        max_bad=config.max_bad,
-        workers=run.workers,
-    )
-    # Which all ranks have alike, also those that have nothing to read.
-    known = with_sources(cursor, [part.name for part in run.parts], run.virtual_shards)
-    return then_nothing(stream, known, rows * num_shards)
-
-
-def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
-    """The microbatches of this rank of what is held out, and then batches of padding. Effect: reads the data.
-
-    No document that fits in a row is cut, so what is computed of each does not depend on how many ranks read them.
-    """
-    start, num_shards = Cursor(), run.spec.dp
-    stream = stream_batches(
-        run.held_out,
-        start,
-        shard=mesh.tokens.get_local_rank("dp"),
-        num_shards=num_shards,
-        rows=run.micro,
-        seq_len=config.seq_len,
-        packing=replace(config.packing, how="fit"),
-        until="all",
-        virtual_shards=num_shards,
-        shuffle=False,
-        max_bad=config.max_bad,
-    )
-    return prefetch(collated(then_nothing(stream, start, run.micro * num_shards), config, run, mesh))
-
-
-def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | Over]:
-    """The items of `stream`, and `Over` without end once it ended: other ranks may not be there yet. Pure.
-
-    Args:
-        stream: of one rank.
-        cursor: before it.
-        rows: of a batch of all ranks.
-    """
-    why = ""
-    try:
-        for item in stream:
-            cursor = item[1]
-            yield item
-    except NoRows as problem:
-        why = str(problem)
-    while True:
-        cursor = replace(cursor, rows=cursor.rows + rows)
-        yield Over(why), cursor

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import torch
-from data import read_held_out
+from batches import read_held_out
 from decision import Decision
 from request import Config
 from step import add_by_source_

@@ -16,7 +16,7 @@ from contextlib import closing
 from functools import partial
 
 from about import changed_settings, settle
-from data import read_batches
+from batches import read_batches
 from decide import decide
 from evaluate import evaluate
 from patience import MARGIN_S, START_S, expect_steps

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import data
+import batches
 from request import Config
 from training import train
 from trouble import swapped
@@ -18,8 +18,8 @@ def train_and_count(config: Config) -> tuple[list[dict[str, float]], int]:
             made.append(item)
             yield item
 
-    kept = data._read
-    with swapped(data, _read=read):
+    kept = batches._read
+    with swapped(batches, _read=read):
         return train(config), len(made)
 
 

@@ -212,7 +212,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses, d_logits = _cross_entropy(logits, index, grads=need_hidden or need_weight or need_bias)
             total += (losses * target).sum()
             if each_T is not None:
-                each_T[part] = torch.where(target, losses, 0)[:, 0]
+                each_T[part] = losses.masked_fill(~target, 0)[:, 0]
             if d_logits is None:
                 continue
             d_logits = d_logits.to(hidden.dtype)  # Under autocast logits are narrower than what they were made of.
