@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -16,6 +15,7 @@ from transformers import (
 )
 from transformers.configuration_utils import PreTrainedConfig
 
+from omni_models.classes import plain_class
 from omni_models.presets import PRESETS
 from omni_models.weights import fill_weights
 
@@ -91,8 +91,7 @@ def save_config(model: PreTrainedModel, directory: Path, *, eos_id: int | None =
         eos_id: the token that ends a text, for generation; None keeps that of the configuration.
     """
     config = type(model.config).from_dict(model.config.to_dict())
-    # FSDP2 derives the class of what it shards; what is told is the one of transformers.
-    config.architectures = [next(c.__name__ for c in type(model).__mro__ if not issubclass(c, FSDPModule))]
+    config.architectures = [plain_class(model).__name__]
     config.use_cache = True
     if eos_id is not None:
         config.eos_token_id = eos_id

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming, revert_weight_conversion
 
+from omni_models.classes import plain_view
+
 Shape = tuple[int, ...]
 
 
@@ -78,7 +80,7 @@ def find_pieces(
     line = torch.empty(total, device="meta")
     tensors = {name: line[at : at + prod(shapes[name])].view(shapes[name]) for name, at in starts.items()}
     with _InPlace():
-        found = revert_weight_conversion(model, tensors)
+        found = revert_weight_conversion(plain_view(model), tensors)
     order, begins = list(starts), list(starts.values())
     pieces: dict[str, list[Piece]] = {name: [] for name in shapes}
     strange = []
@@ -110,7 +112,7 @@ def find_pieces(
 
 def canonical(model: PreTrainedModel) -> Callable[[str], str]:
     """From any name that transformers accepts for a tensor of the hub to one name for it."""
-    renames = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    renames = [rule for rule in get_model_conversion_mapping(plain_view(model)) if isinstance(rule, WeightRenaming)]
 
     def name_of(name: str) -> str:
         for rule in renames:
@@ -194,7 +196,7 @@ def _transposed(model: PreTrainedModel) -> Callable[[str], bool]:
     """Whether transformers takes a tensor of this name for a transposed one where its shape says so."""
     rules = [
         rule
-        for rule in get_model_conversion_mapping(model)
+        for rule in get_model_conversion_mapping(plain_view(model))
         if isinstance(rule, WeightConverter) and any(isinstance(op, Transpose) for op in rule.operations)
     ]
     return lambda name: any(rule.rename_source_key(name)[1] is not None for rule in rules)
