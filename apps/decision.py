@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from compute import Compute
 from data import count_tokens
+from redact import without_secrets
 from transformers import PreTrainedModel
 
 from omni_data import Part, TextTokenizer
@@ -74,32 +75,22 @@ class Decision:
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
         again = self.plan.reshard_after_forward
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
-        return "\n".join(
-            f"{name:<10}{text}"
-            for name, text in (
-                (
-                    "model",
-                    f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {len(self.plan.blocks)} blocks",
-                ),
-                ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
-                ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
-                *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
-                ("step", f"{self.batch} rows, {self.micro} at a time on each rank{self._epoch()}"),
-                ("start", f"continues {found}" if found else self.start),
-                *((("changed", ", ".join(changed)),) if changed else ()),
-                *((("saves", saves),) if saves else ()),
-                (
-                    "compute",
-                    f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}",
-                ),
-                *((("experts", self._experts()),) if self.facts.experts else ()),
-                ("kernels", ", ".join(self.kernels) or "those of transformers"),
-                (
-                    "memory",
-                    f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}",
-                ),
-            )
+        blocks = f"{len(self.plan.blocks)} blocks"
+        lines = (
+            ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),
+            ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
+            ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
+            *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
+            ("step", f"{self.batch} rows, {self.micro} at a time on each rank{self._epoch()}"),
+            ("start", f"continues {found}" if found else self.start),
+            *((("changed", ", ".join(changed)),) if changed else ()),
+            *((("saves", saves),) if saves else ()),
+            ("compute", f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}"),
+            *((("experts", self._experts()),) if self.facts.experts else ()),
+            ("kernels", ", ".join(self.kernels) or "those of transformers"),
+            ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}"),
         )
+        return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
 
     def _epoch(self) -> str:
         tokens = count_tokens(self.parts[0]) if len(self.parts) == 1 else None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _NAME: Final = r"[\w-]*(?:token|key|secret|signature|sig|auth|pass(?:word|wd|phrase)?|pwd|credentials?)"
+_PLAIN_NAME: Final = r"(?:[\w-]*(?:pass(?:word|wd|phrase)|(?:api|secret|access)[-_]?key)|client[-_]secret)"
 _VALUE: Final = r"""(?:"[^"]*"|'[^']*'|[^&\s"']+)"""
 _BEGINNINGS: Final = (
     r"hf_[A-Za-z0-9]{8,}",
@@ -32,6 +33,8 @@ _SECRETS: Final = tuple(
         # Not of a bare key=, which is how Python sorts, as lines of code in a traceback do.
         (rf"(?<![\w-])(?!key=)({_NAME}=){_VALUE}", r"\1***"),
         (rf"(?<![\w-])(--{_NAME}\s+)(?!-){_VALUE}", r"\1***"),
+        # As headers and drivers write them. Before a colon may stand a word of a sentence, too.
+        (rf"(?<![\w-])({_PLAIN_NAME}\s*[:=]\s*){_VALUE}", r"\1***"),
         (rf"([\"']{_NAME}[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')", r'\1"***"'),
     )
 ) + tuple((re.compile(rf"\b{beginning}"), "***") for beginning in _BEGINNINGS)
@@ -57,7 +60,12 @@ def plain_values(value: Any) -> Any:
     {'data': 's3://***@bucket/x', 'betas': [0.9, 0.95]}
     """
     if isinstance(value, Mapping):
-        return {str(key): plain_values(item) for key, item in value.items()}
+        return {str(key): plain_values(item) if _is_open(str(key), item) else "***" for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float) else without_secrets(str(value))
+
+
+def _is_open(name: str, value: Any) -> bool:
+    """Whether what has this name may be seen: the tokenizer and the number of tokens may, for example."""
+    return not isinstance(value, str) or re.fullmatch(_NAME, name, re.IGNORECASE) is None

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from about import check_about
 from data import name_positions
 from disk import size_of
@@ -15,6 +16,9 @@ from patience import MARGIN_S
 from redact import without_secrets
 from request import Config
 from room import free_memory
+from torch import nn
+from torch.distributed.tensor import DTensor
+from watch import what_stands
 
 from omni_ckpt import (
     At,
@@ -23,6 +27,7 @@ from omni_ckpt import (
     as_place,
     begin_save_dcp,
     claim,
+    clear_leftovers,
     is_local,
     load_dcp,
     make_group,
@@ -64,9 +69,10 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     for path, aside in set_aside(choice).items():
         if world.rank == 0:
             why = "; ".join(problem.removesuffix(".") for problem in choice.damaged[path][:3])
-            print(f"DAMAGED: {why}. It is kept as {aside}.", flush=True)
+            print(without_secrets(f"DAMAGED: {why}. It is kept as {aside}."), flush=True)
     if world.rank == 0:
-        print(f"DAMAGED: the run goes on from {choice.path}, the newest that is whole.", flush=True)
+        told = f"DAMAGED: the run goes on from {choice.path}, the newest that is whole."
+        print(without_secrets(told), flush=True)
     return choice.path
 
 
@@ -117,7 +123,7 @@ class Keeper:
         except (ValueError, OSError, RuntimeError) as error:
             if kind is None:
                 raise
-            print(f"A checkpoint that was being written is lost, too: {error}", file=sys.stderr, flush=True)
+            tell_on_stderr(f"A checkpoint that was being written is lost, too: {error}")
         finally:
             self.held.close()
 
@@ -154,10 +160,17 @@ class Keeper:
 
         Raises:
             ValueError: if another run has taken the place of the checkpoints since.
+            FloatingPointError: if parameters are not finite.
         """
         self.wait()
-        if lost := gather_objects(self._lost())[0]:
-            raise ValueError(lost)
+        lost, strange = zip(*gather_objects((self._lost(), find_strange(state.model))), strict=True)
+        if lost[0]:
+            raise ValueError(lost[0])
+        if names := [name for name in strange if name]:
+            raise FloatingPointError(
+                f"after step {state.step} the values of {names[0]} are not finite, or so large that their squares are "
+                f"not. Nothing of it is saved: {what_stands(self.config)}. Go on from there with a lower --optim.lr."
+            )
         everyone = merge_cursors(gather_objects(cursor))
         tree = _tree(state, everyone, self.order) | {"about": about}
         path = step_dir(self.config.checkpoints(), state.step)
@@ -186,7 +199,7 @@ class Keeper:
             prune(self.config.checkpoints(), self.config.retention(), at=self.at)
         except (ValueError, OSError) as error:
             told = f"NOT PRUNED: {path} is saved, and the run goes on, but older checkpoints take room: {error}"
-            print(without_secrets(told), file=sys.stderr, flush=True)
+            tell_on_stderr(told)
 
     def _claim(self) -> str:
         """Claim what this run writes; if that fails, why."""
@@ -201,6 +214,10 @@ class Keeper:
             except OSError as problem:
                 why = problem.strerror or problem
                 return f"{flag} {place} cannot be locked ({why}): choose one on another file system or storage."
+        try:
+            clear_leftovers(self.config.checkpoints())
+        except (ValueError, OSError) as problem:
+            tell_on_stderr(f"what killed saves left in {self.config.checkpoints()} takes room: {problem}")
         return ""
 
     def _lost(self) -> str:
@@ -211,6 +228,21 @@ class Keeper:
         except ValueError as problem:
             return f"--save-to {problem}"
         return ""
+
+
+def tell_on_stderr(text: str) -> None:
+    """Effect: prints, without secrets."""
+    print(without_secrets(text), file=sys.stderr, flush=True)
+
+
+@torch.no_grad()
+def find_strange(model: nn.Module) -> str:
+    """The first parameter whose values on this rank have no finite norm; nothing if all have. Effect: waits for the
+    device."""
+    names, params = zip(*model.named_parameters(), strict=True)
+    here = (param.to_local() if isinstance(param, DTensor) else param for param in params)
+    norms = torch.stack([tensor.float().norm() for tensor in here])
+    return next((name for name, fine in zip(names, norms.isfinite().tolist(), strict=True) if not fine), "")
 
 
 def is_same(place: Path, other: Path) -> bool:

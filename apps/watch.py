@@ -16,7 +16,7 @@ from redact import without_secrets
 from request import Config
 from torch import Tensor
 
-from omni_ckpt import latest
+from omni_ckpt import latest, step_of
 from omni_mesh import MeshConfig
 
 Row = Mapping[str, Any]
@@ -165,9 +165,13 @@ def check_skips(step: int, lost: Sequence[str], skips: int, config: Config, *, r
     """Raises `FloatingPointError` if so many steps in a row, until `step`, changed nothing. Effect: reads, to say what
     there is to go on from."""
     if skips >= config.max_skips:
+        newest = latest(config.checkpoints())
+        doubt = ""
+        if newest is not None and step_of(newest) >= step - skips:
+            doubt = " No step since it was finite, so it may be what is wrong: delete it to go on from the one before."
         raise FloatingPointError(
             f"at step {step} {' and '.join(lost)}, and {skips} steps in a row were skipped, of --max-skips "
-            f"{config.max_skips}. Nothing of them is saved: {what_stands(config)}. Go on from there with a lower "
+            f"{config.max_skips}. Nothing of them is saved: {what_stands(config)}.{doubt} Go on with a lower "
             f"--optim.lr, or look at the data, whose place is in {cursor}. To see the step again: {replay}"
         )
 

@@ -31,6 +31,21 @@ def train_and_tell(config: Config, fault: Fault) -> tuple[list[dict[str, float]]
         return train(config), told.getvalue()
 
 
+def lose_the_place(config: Config, after: int) -> None:
+    """A run that loses what it claimed once the checkpoint of a step is saved."""
+
+    def lost() -> None:
+        raise ValueError("it is lost")
+
+    class Losing(pretrain.Keeper):
+        def save(self, state: Any, *args: Any) -> None:
+            self.checks += [lost] if state.step > after else []
+            super().save(state, *args)
+
+    with swapped(pretrain, Keeper=Losing):
+        train(config)
+
+
 def fail_to_save(config: Config) -> tuple[str, int]:
     """What a run says whose saves fail in the background, and how many steps it had begun then."""
     begun: list[int] = []

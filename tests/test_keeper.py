@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from keeping import count_what_is_held, fail_to_save, leave_while_saving, train_and_tell, train_in_storage
+from keeping import (
+    count_what_is_held,
+    fail_to_save,
+    leave_while_saving,
+    lose_the_place,
+    train_and_tell,
+    train_in_storage,
+)
 from ranks import Run
 from storage import add_storage
 from training import SMALL, train
@@ -65,3 +72,25 @@ def test_one_place_named_twice_is_claimed_once(run: Run, tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(tmp_path / "run")
     run(train, 1, replace(SMALL, steps=2, out=tmp_path / "run", save_to=str(tmp_path / "link")))
     assert len(steps(tmp_path / "run")) == 1
+
+
+def test_what_killed_saves_left_is_gone_before_the_next_save(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=4, stop_after=2, keep=1)
+    run(train, 1, config)
+    for name in ("step-00000003.tmp", "step-00000001.gone"):
+        (config.out / name).mkdir()
+        (config.out / name / "shard").write_bytes(b"half of it")
+    run(train, 1, replace(config, stop_after=3, save_every=9))
+    assert [path.name for path in steps(config.out)] == ["step-00000003"]
+    assert not [path for path in config.out.glob("step-*") if path.suffix]
+    kept = [*steps(config.out)]
+    (config.out / "step-00000009.tmp").mkdir()
+    run(train, 1, replace(config, stop_after=3))  # Which has nothing left to do, and saves nothing.
+    assert [*config.out.glob("step-*")] == kept
+
+
+def test_a_run_whose_place_another_took_saves_nothing_more(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=4, save_every=1)
+    with pytest.raises(AssertionError, match="--save-to it is lost"):
+        run(lose_the_place, 1, config, 2)
+    assert [step_of(path) for path in steps(config.out)] == [1, 2]

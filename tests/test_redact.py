@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from checkpoint import as_plain, tell
+from decide import decide
 from hypothesis import given
 from hypothesis import strategies as st
 from redact import plain_values, without_secrets
 from request import Config
+from training import SMALL
 from watch import what_next
 
 from omni_ckpt import Report
@@ -53,6 +55,9 @@ URL = "sftp://me:hun/ter2@x@host/run"
         ("got xoxb-123456789-abc.", "got ***."),
         ("got AKIAIOSFODNN7EXAMPLE.", "got ***."),
         ("got eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", "got ***"),
+        ("password: abc, x-api-key: def", "password: *** x-api-key: ***"),
+        ("api_key: abc client_secret = def", "api_key: *** client_secret = ***"),
+        ("no token: it is a key: value", "no token: it is a key: value"),
         ("sorted(paths, key=size, reverse=True)", "sorted(paths, key=size, reverse=True)"),
         ("--tokenizer bytes --tokens 100 --keep 2", "--tokenizer bytes --tokens 100 --keep 2"),
     ],
@@ -80,12 +85,17 @@ def test_configurations_are_kept_without_secrets() -> None:
     plain = plain_values(
         {"data": URL, "weights": ("hf_abcdefgh1234", None), "lr": 0.1, "shuffle": True, "out": Path("a")}
     )
+    assert plain_values({"api_key": "abc", "tokenizer": "bytes", "key": ["seed"]}) == {
+        **{"api_key": "***", "tokenizer": "bytes", "key": ["seed"]},
+    }
     assert plain == {"data": "sftp://***@host/run", "weights": ["***", None], "lr": 0.1, "shuffle": True, "out": "a"}
 
 
 def test_what_to_type_next_and_what_is_told_of_checkpoints_have_no_secret() -> None:
     told = what_next(replace(Config(), save_to=URL), 5, trained=1)
     assert "--checkpoints sftp://***@host/run --to" in told and "ter2" not in told
+    decision = replace(decide(SMALL, 1), start=f"continues {URL}")
+    assert "continues sftp://***@host/run" in decision.told() and "ter2" not in decision.told(Path(URL), URL, [URL])
     report = Report(Path(URL), 0, 0, (f"{URL} is damaged",))
     assert "ter2" not in json.dumps(as_plain(report)) and "ter2" not in without_secrets(tell(report))
 

@@ -143,9 +143,25 @@ def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(run: Run, tmp_path: 
 def test_a_step_without_a_finite_loss_is_not_saved(run: Run, tmp_path: Path) -> None:
     wild = AdamWConfig(lr=1e30, max_norm=float("inf"))
     config = replace(SMALL, out=tmp_path / "run", steps=4, save_every=1, optim=wild)
-    with pytest.raises(AssertionError, match=r"at step 4 .*(loss|grad_norm) is (nan|inf)"):
+    with pytest.raises(
+        AssertionError, match=r"after step 1 the values of .* are not finite, or so large that their sq"
+    ):
         run(train, 1, config)
-    assert [path.name for path in config.out.glob("step-*")] == ["step-00000001"]
+    assert not list(config.out.glob("step-*"))
+    with pytest.raises(AssertionError, match=r"at step 4 .*(loss|grad_norm) is (nan|inf)"):
+        run(train, 1, replace(config, save_every=9, out=tmp_path / "other"))
+    assert not list((tmp_path / "other").glob("step-*"))
+
+
+def test_a_checkpoint_that_no_step_was_finite_after_is_told(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run", steps=6, stop_after=2, save_every=1)
+    run(train, 1, config)
+    wild = replace(config, stop_after=3, optim=AdamWConfig(lr=1e15, max_norm=float("inf")))
+    run(train, 1, wild)
+    with pytest.raises(
+        AssertionError, match=r"step-00000003 stands. No step since it was finite, .* delete it to go on"
+    ):
+        run(train, 1, replace(config, stop_after=None))
 
 
 def test_a_finished_run_started_again_changes_nothing(run: Run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sealing import reseal
 
-from omni_ckpt import Fault, check_together, glance, load_dcp, merge_to_hf, save_dcp, stored, verify
+from omni_ckpt import Fault, check_together, dcp, glance, load_dcp, merge_to_hf, save_dcp, stored, verify
 from omni_ckpt.manifest import MANIFEST_FILE, read_manifest, seal, write_manifest
 from omni_ckpt.stored import check_coverage, read_index
 
@@ -178,3 +178,13 @@ def test_a_file_changed_and_sealed_again_is_another_file(saved):
     assert verify(saved).problems
     assert verify(reseal(saved)).problems == ()
     assert stored(saved).keys() == {"state.model.w", "state.model.v"}
+
+
+def test_no_checkpoint_is_published_that_was_not_written_whole(tmp_path, monkeypatch):
+    def lose(*args):
+        raise RuntimeError("1 tensors were not written whole: w.")
+
+    monkeypatch.setattr(dcp, "check_coverage", lose)
+    with pytest.raises(RuntimeError, match="not written whole"):
+        save_dcp({"w": torch.ones(3)}, tmp_path / "step-00000001")
+    assert not (tmp_path / "step-00000001").exists()

@@ -5,11 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import torch
 
-from omni_mesh.watchdog import STALLED, Standing, blame
+from omni_mesh import World
+from omni_mesh.watchdog import STALLED, Standing, Watchdog, blame
 
 AT = "loop.py:3 in main"
 
@@ -60,6 +63,65 @@ with join_world(device="cpu") as world, watch_stalls(world, 2.0) as dog:
                 time.sleep(3)
         time.sleep(0.05)
 """
+
+
+LAUNCHED = """
+import sys, time
+import torch, torch.distributed as dist
+from omni_mesh import join_world, launch, watch_stalls
+
+def read_data():
+    time.sleep(600)
+
+def main(config):
+    with join_world(device="cpu") as world, watch_stalls(world, 2.0) as dog:
+        for step in range(100):
+            dog.beat(step)
+            if (step, world.rank) == (3, 1):
+                read_data()
+            dist.all_reduce(torch.zeros(1))
+
+if __name__ == "__main__":
+    launch(main, None, ranks=2)
+"""
+
+
+def test_a_rank_of_launch_that_sleeps_is_named_and_the_run_ends(tmp_path):
+    (tmp_path / "script.py").write_text(LAUNCHED)
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, tmp_path / "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=env, check=False)
+    assert done.returncode == STALLED
+    assert "No step for 2 seconds. To blame: rank 1 at step 3, " in done.stderr
+    assert "in read_data. The others wait for it." in done.stderr
+
+
+def test_of_a_save_in_the_background_its_thread_is_what_stands_somewhere():
+    dog, begun, end = Watchdog(World(0, 0, 1, torch.device("cpu")), 1.0), threading.Event(), threading.Event()
+    code = "def run(f): f()\ndef wait(thread): thread.join()\n"
+    names: dict = {}
+    exec(compile(code, "omni_ckpt/saving.py", "exec"), names)
+
+    def write():
+        begun.set()
+        end.wait()
+
+    thread = threading.Thread(target=names["run"], args=(write,), name="omni-save")
+    thread.start()
+    begun.wait()
+    told = []
+
+    def look():
+        time.sleep(0.2)
+        told.append(dog.standing())
+        end.set()
+
+    other = threading.Thread(target=look)
+    other.start()
+    names["wait"](thread)
+    other.join()
+    assert not told[0].waits
+    assert told[0].where.endswith("in wait")  # Of the event, in `write`.
 
 
 @pytest.mark.parametrize("how", ["sleep", "stop"])

@@ -10,7 +10,7 @@ from omni_ckpt.manifest import Report, glance, verify
 from omni_ckpt.places import as_place, is_local, is_there
 from omni_ckpt.ranks import make_group
 from omni_ckpt.recover import Choice, check_together, newest_whole, newest_whole_together, refuse_none_whole, set_aside
-from omni_ckpt.retain import Retention, check_retention, prune, to_prune
+from omni_ckpt.retain import Retention, check_retention, clear_leftovers, prune, to_prune
 from omni_ckpt.saving import Saving
 from omni_ckpt.staging import Staging, make_staging, staging_bytes
 from omni_ckpt.stored import read_plain, stored
@@ -32,6 +32,7 @@ __all__ = [
     "check_retention",
     "check_together",
     "claim",
+    "clear_leftovers",
     "flatten",
     "inspect",
     "is_local",

@@ -96,9 +96,10 @@ def begin_save_dcp(
     room = staging
     try:
         live = _live(tree)
+        plain = copy.deepcopy(live.plain)
         room = room or make_staging(tree)
         fill_staging_(room, live.shards)
-        taken.append(replace(live, shards=room.shards, plain=copy.deepcopy(live.plain)))
+        taken.append(replace(live, shards=room.shards, plain=plain))
     except (ValueError, RuntimeError, MemoryError) as error:
         # Told to every rank by the thread: the others have begun already.
         failures.append(error)

@@ -61,11 +61,11 @@ def latest(root: Path) -> Path | None:
     return next(reversed(steps(root)), None)
 
 
-def leftovers(root: Path) -> list[Path]:
+def leftovers(root: Path, *, held: bool = False) -> list[Path]:
     """What killed saves and prunes left under `root`, in order of name.
 
     A half-written checkpoint counts once a complete one of the same or a later step exists: until then it may still
-    be being written.
+    be being written, unless `root` is `held`: on a disk, nobody else writes there then.
     """
     newest = latest(root)
     until = -1 if newest is None else step_of(newest)
@@ -73,7 +73,8 @@ def leftovers(root: Path) -> list[Path]:
     def is_left(path: Path) -> bool:
         step = _parse(path.name.removesuffix(path.suffix))
         half = path.suffix == _WRITING if is_local(path) else not path.suffix and not is_complete(path)
-        return step is not None and (path.suffix == _DELETING or (half and step <= until))
+        over = step is not None and (step <= until or (held and is_local(path)))
+        return step is not None and (path.suffix == _DELETING or (half and over))
 
     return [path for path in entries(as_place(root)) if is_left(path)]
 

@@ -80,6 +80,17 @@ def prune(root: Path, keep: int | Retention, *, at: At = nothing) -> list[Path]:
     return victims
 
 
+def clear_leftovers(root: Path) -> None:
+    """Delete what killed saves and prunes left under `root`, for whoever holds it (`claim`). Effect: deletes; not
+    collective, for one rank.
+
+    Raises:
+        OSError: if something cannot be deleted.
+    """
+    for remain in leftovers(as_place(root), held=True):
+        clear(remain)
+
+
 def _score(path: Path, name: str) -> float:
     """The number that has the flat `name` among the plain values of checkpoint `path`; infinite if none has."""
     try:

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
-
-LEFT_TO_STARTER: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that do nothing here."""
+from omni_data.workers import LEFT_TO_STARTER
 
 
 def serve(line: Connection) -> None:

@@ -24,10 +24,11 @@ from typing import Any, NoReturn
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
-from omni_data.worker import LEFT_TO_STARTER
 
 LOT = 8192
 """Tokens that a worker is asked for together, at most: so many that asking costs nothing beside making them."""
+LEFT_TO_STARTER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that do nothing to a worker."""
 _LEAVE_S = 5.0
 
 

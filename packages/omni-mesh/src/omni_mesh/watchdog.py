@@ -28,8 +28,15 @@ _LOOK_S: Final = 0.2
 _LISTEN_S: Final = 1.0
 _ANSWER_S: Final = 5.0
 _ALARM: Final = "alarm"
-_WAITS_IN: Final = ("torch/distributed", "torch/cuda/streams", "omni_ckpt/saving")
-"""Files in which a rank waits for others, or for a GPU that does."""
+_TOLD: Final = "told"
+_WAITS_IN: Final = (
+    *("torch/distributed/distributed_c10d", "torch/distributed/_functional_collectives", "torch/distributed/fsdp"),
+    *("torch/cuda/streams", "omni_ckpt/saving"),
+)
+"""Files in which a rank waits for others, or for a GPU that does. Of torch's not all: its launcher is below each rank,
+and its writer of checkpoints waits for the disk."""
+_SAVER: Final = "omni-save"
+"""The thread of a save in the background, by name; where the loop waits for it, it is that which stands somewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,12 @@ class Watchdog:
 
     def standing(self) -> Standing:
         """Where the thread that made this stands."""
-        frames = stack_of(sys._current_frames()[self.main])
+        now = sys._current_frames()
+        frames = stack_of(now[self.main])
+        savers = [thread.ident for thread in threading.enumerate() if thread.name == _SAVER and thread.ident in now]
+        if savers and any("omni_ckpt/saving" in frame.filename for frame in frames):
+            # It runs in a file of that name, too, below all that it does.
+            frames = [at for at in stack_of(now[savers[0]]) if "omni_ckpt/saving" not in at.filename]
         waits = any(part in frame.filename for frame in frames for part in _WAITS_IN)
         own = [frame for frame in frames if "torch/" not in frame.filename] or frames
         return Standing(self.step, waits, f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}")
@@ -123,7 +135,7 @@ def watch_stalls(world: World, limit_s: float) -> Iterator[Watchdog]:
 def give_up(dog: Watchdog) -> None:
     """Tell who is to blame, and where this rank stands, and end the process. Effect: all of it."""
     # Whatever hangs on the way, a file system or the store, the process ends.
-    timer = threading.Timer(3 * _ANSWER_S, os._exit, (STALLED,))
+    timer = threading.Timer(5 * _ANSWER_S, os._exit, (STALLED,))
     timer.daemon = True
     timer.start()
     # Before anything else: when another rank has ended, what waited for it fails, and the place is lost.
@@ -131,9 +143,14 @@ def give_up(dog: Watchdog) -> None:
     asking = threading.Thread(target=_exchange, args=(dog.world, heard), daemon=True)
     asking.start()
     asking.join(2 * _ANSWER_S)
-    if min(heard) == dog.world.rank:
+    first = min(heard) == dog.world.rank
+    if first:
         print(blame(dict(heard), dog.world.size, dog.limit_s), file=sys.stderr, flush=True)
     print(f"Rank {dog.world.rank} stands here:\n{stacks}", file=sys.stderr, flush=True)
+    # A launcher ends the others once one has ended, so the one that tells goes first.
+    leaving = threading.Thread(target=_settle, args=(first,), daemon=True)
+    leaving.start()
+    leaving.join(2 * _ANSWER_S)
     os._exit(STALLED)
 
 
@@ -187,6 +204,17 @@ def _places(heard: Mapping[int, Standing]) -> str:
 def _store() -> dist.Store:
     # torch has no public way to the store of the world. It is one for each start of the ranks.
     return dist.PrefixStore("omni-watchdog", dist.distributed_c10d._get_default_store())
+
+
+def _settle(first: bool) -> None:
+    """Say that it is told who is to blame, or wait for that."""
+    store = _store()
+    if first:
+        store.set(_TOLD, "")
+        return
+    until = time.monotonic() + _ANSWER_S
+    while not store.check([_TOLD]) and time.monotonic() < until:
+        time.sleep(_LOOK_S)
 
 
 def _exchange(world: World, heard: dict[int, Standing]) -> None:
