@@ -1,4 +1,4 @@
-"""Run as a script by `test_kills.py`: in storage that is no disk, whoever saves, prunes or sets aside is killed.
+"""Run as a script by `test_kills.py`: on a disk and in storage, whoever saves, prunes or sets aside is killed.
 
     python storage_main.py FOLDER
 
@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -39,6 +40,7 @@ from omni_ckpt.faults import Point
 from omni_ckpt.layout import is_complete
 from omni_ckpt.places import entries
 
+KINDS = {"shelf://": "in storage", "": "on a disk"}
 OF_EACH = ("staged", "begun", "writing", "written")
 """The points that each rank comes to; to the others the first one does."""
 
@@ -116,15 +118,15 @@ def main(folder: Path) -> None:
     for step in (1, 2):
         save_dcp(tree(step), step_dir(as_place(f"shelf://{kept}"), step))
 
-    def prepare(case: str, only: int | None = None) -> Path:
+    def prepare(case: str, only: int | None = None, kind: str = "shelf://") -> Path:
         names = shutil.ignore_patterns(*(f"*{step}" for step in (1, 2) if only not in (None, step)))
         shutil.copytree(kept, folder / case, ignore=names)
-        return as_place(f"shelf://{folder}/{case}")
+        return as_place(f"{kind}{folder}/{case}")
 
     for point in get_args(Point):
         for victim in (0, 1):
-            for way in ("save", "begin"):
-                root = prepare(case := f"{way} {point} {victim}", only=1)
+            for way, kind in product(("save", "begin"), KINDS):
+                root = prepare(case := f"{way} {point} {victim} {KINDS[kind]}", only=1, kind=kind)
                 ends = save_on_two(root, folder / f"store {case}", strike(point, victim), way == "begin")
                 happened[case] = state(root) | {"ends": ends}
 

@@ -1,4 +1,4 @@
-"""In storage that is no disk, whoever is killed, and whenever: the newest checkpoint that counts is whole."""
+"""On a disk and in storage that is none: whoever is killed, and whenever, the newest that counts is whole."""
 
 import json
 import signal
@@ -12,6 +12,7 @@ import pytest
 from omni_ckpt.faults import Point
 
 BEFORE = ("staged", "begun", "writing", "written", "indexed")
+"""In storage, and on a disk `sealed`, too: there a name makes a checkpoint, and not its manifest."""
 KILLED, RAISED = -signal.SIGKILL, 3
 
 
@@ -23,15 +24,17 @@ def killed(tmp_path_factory):
     return json.loads((folder / "killed.json").read_text())
 
 
+@pytest.mark.parametrize("where", ["in storage", "on a disk"])
 @pytest.mark.parametrize("way", ["save", "begin"])
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("point", get_args(Point))
 def test_a_rank_that_is_killed_leaves_the_old_checkpoint_before_the_manifest_and_the_new_one_after(
-    point, victim, way, killed
+    point, victim, way, where, killed
 ):
-    found = killed[f"{way} {point} {victim}"]
+    found = killed[f"{way} {point} {victim} {where}"]
+    before = (*BEFORE, "sealed") if where == "on a disk" else BEFORE
     # Of a rank whose shard is written nothing more is needed.
-    new = point not in BEFORE or (point, victim) == ("indexed", 1)
+    new = point not in before or (victim == 1 and point in ("indexed", "sealed"))
     assert found["ends"] == ([KILLED, RAISED] if victim == 0 else [RAISED, KILLED])
     assert (found["newest"], found["equal"]) == (2 if new else 1, True)
     # The first rank that goes on may delete the old one before it hears of the other.
