@@ -42,6 +42,7 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
         ValueError: with everything that is wrong with them.
     """
     problems: list[str] = []
+    attempt(problems, check_long, config)
     specs, mix = config.data, config.mix
     for name, given in (("weights", mix.weights), ("epochs", mix.epochs)):
         if given and len(given) != len(specs):
@@ -69,6 +70,16 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     found = zip(sources, weights, epochs, keys, strict=True)
     parts = [Part(s, weight, count, key, encode) for s, weight, count, key in found if s and weight is not None]
     return _checked(parts)
+
+
+def check_long(config: Config) -> None:
+    """Raises `ValueError` if it is said what becomes of long documents, and none is. Pure."""
+    packing = config.packing
+    if packing.how == "concat" and packing.long != "split" and packing.max_len is None:
+        raise ValueError(
+            f"--packing.long {packing.long} has no meaning where documents of any length are laid end to end: say how "
+            "long they may be by --packing.max-len, or choose --packing.how fit."
+        )
 
 
 def _checked(parts: Sequence[Part]) -> tuple[Part, ...]:

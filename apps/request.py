@@ -76,7 +76,7 @@ class Config:
     """Tokens of a row. Its documents never see each other."""
     packing: Packing = Packing()
     max_bad: int = 0
-    """Documents that cannot be used and are left out, on each rank; one more ends the run."""
+    """Documents that cannot be used and are left out, on each rank since it was started; one more ends the run."""
     workers: int | None = None
     """Processes of each rank that read, tokenize and pack; with 0 a thread does, which costs a GPU time that the host
     needs to keep it busy. Left out: 2 on GPUs, none on CPUs."""

@@ -259,6 +259,8 @@ def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path
         decide(replace(config, data=(f"stream:{path}", path), eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match=r"ids.jsonl:1: token id 900 is beyond the vocabulary of \d+ tokens"):
         decide(replace(config, data=(str(tmp_path / "ids.jsonl"),), eval=EvalConfig()), 1)
+    with pytest.raises(ValueError, match=r"--packing.long drop has no meaning .* by --packing.max-len"):
+        decide(replace(config, data=(path,), packing=Packing(long="drop"), eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match="no source has a weight above zero"):
         decide(replace(config, data=(path,), mix=MixConfig(weights=("0",)), eval=EvalConfig()), 1)
 

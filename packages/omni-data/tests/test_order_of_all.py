@@ -213,6 +213,8 @@ def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_fi
     assert sum((batch.counts for batch, _ in stream(max_bad=20)), Counts()).bad == 20
     with pytest.raises(ValueError, match=r"^numbers: row 1: 1 is odd.$"):
         list(stream())
+    twice = partial(stream_batches, [Part(source, epochs=3)], Cursor(), encode=refuse_odd, **how)
+    assert sum((batch.counts for batch, _ in twice(max_bad=20)), Counts()).bad == 60, "read again, and no more of them"
     with pytest.raises(ValueError) as caught:
         list(stream(max_bad=6))
     lines = str(caught.value).splitlines()

@@ -81,7 +81,7 @@ def stream_batches(
         virtual_shards: V, a multiple of every R that this run will ever have.
         shuffle: whether each epoch is permuted.
         seed: of the permutations.
-        max_bad: documents that cannot be used and are left out, by this rank; one more is an error.
+        max_bad: documents that cannot be used and are left out, by this rank, each counted once; one more is an error.
         workers: processes that read, encode and pack; with 0 the caller does.
 
     Raises:
@@ -138,7 +138,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
         for shard in range(taking.shard, taking.shards, taking.num_shards)
     }
     lanes: dict[tuple[int, int], Iterator[tuple[Row | None, Position, Window | None]]] = {}
-    bad: list[str] = []
+    bad: dict[str, None] = {}  # By what is said of each, with its place: a document that is read again is the same.
     found, read = False, Counts()
 
     with ExitStack() as stack:
@@ -161,8 +161,8 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                     documents, positions[part.name][shard], window = taken
                     if window is not None:
                         counts += window.counts
-                        bad.extend(window.problems)
-                        _check_bad(bad, taking.max_bad)
+                        bad.update(dict.fromkeys(window.problems))
+                        _check_bad([*bad], taking.max_bad)
                     if documents is not None:
                         return documents, number, counts
                 else:
@@ -196,7 +196,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
             after = {key: tuple(each) for key, each in positions.items()}
             yield batch, Cursor(start + taking.rows * taking.num_shards, after)
         if not found and read != Counts() and cursor == Cursor():
-            raise NoRows(_tell_none(read, bad))
+            raise NoRows(_tell_none(read, [*bad]))
 
 
 def _is_over(part: Part, at: Position) -> bool:

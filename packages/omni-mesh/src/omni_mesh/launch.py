@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from omni_mesh.relay import Relay, Stopped, relay_signals
+from omni_mesh.relay import Relay, Stopped, one_interrupt, relay_signals
 from omni_mesh.shield import no_child_left, quiet, shielded
 from omni_mesh.signals import LEAVE, SAVE, ignore_saves
 from omni_mesh.spec import MeshConfig, ranks_asked
@@ -108,8 +108,8 @@ def launch(
     by which a rank refuses what was asked, is raised here as it would be by a `main` called plainly, and nothing is
     printed; its cause, a `Refused`, has the traceback of the rank. But first all ranks are started again, up to
     `max_restarts` times, for a `main` that goes on from what it saved; not after a `ValueError` or
-    `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks with SIGTERM, after 30
-    seconds with SIGKILL, and raises `SystemExit` too. SIGTERM and SIGUSR1 are handed on to the ranks: see
+    `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks by SIGTERM, after 30 seconds by SIGKILL,
+    and raises `SystemExit` too; a second one changes nothing. SIGTERM and SIGUSR1 are handed on to the ranks: see
     `heed_signals` for a rank that saves its work; of one that does not heed them yet, SIGTERM is the end, and SIGUSR1
     does nothing. A second SIGTERM ends all.
     Raises `ValueError` if `ranks` is below 1, `max_restarts` below 0, if `main` and `config` cannot be sent to another
@@ -132,7 +132,11 @@ def launch(
             _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
-    with TemporaryDirectory(prefix="omni-launch-") as folder, relay_signals(Path(folder) / "leave") as relay:
+    with (
+        one_interrupt(),
+        TemporaryDirectory(prefix="omni-launch-") as folder,
+        relay_signals(Path(folder) / "leave") as relay,
+    ):
         for restart in range(max_restarts + 1):
             (reports := Path(folder) / f"reports-{restart}").mkdir()
             failed = _start_ranks(_Job(main, config, ranks, os.getpid(), reports, relay.told), relay)

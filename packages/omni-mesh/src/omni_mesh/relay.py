@@ -37,6 +37,32 @@ class Relay:
                 os.kill(child.pid, number)
 
 
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """While open, the first Ctrl-C is a KeyboardInterrupt; what comes after it does nothing until the process ends, as
+    it would interrupt the ending. For the main thread.
+
+    Effect: the signal handler, if it is Python's own.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if not interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Stopped(BaseException):
     """The launcher was told to leave once more than it hands on."""
 
