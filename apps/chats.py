@@ -113,7 +113,7 @@ def read_template(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(f"chat.template {path} cannot be read: {problem}.") from problem
+        raise ValueError(f"--chat.template {path} cannot be read: {problem}.") from problem
 
 
 def parse_options(options: Sequence[str]) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ def parse_options(options: Sequence[str]) -> Mapping[str, Any]:
             sign = ""
         if not (sign and name.isidentifier()):
             raise ValueError(
-                f"chat.options {option!r}: an option is name=value with a value in JSON, as enable_thinking=false or "
+                f"--chat.options {option!r}: an option is name=value with a value in JSON, as enable_thinking=false or "
                 'date="today".'
             )
     return parsed

@@ -46,7 +46,7 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     specs, mix = config.data, config.mix
     for name, given in (("weights", mix.weights), ("epochs", mix.epochs)):
         if given and len(given) != len(specs):
-            problems.append(f"mix.{name} has {len(given)} values for {len(specs)} sources of data: give each one.")
+            problems.append(f"--mix.{name} has {len(given)} values for {len(specs)} sources of data: give each one.")
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
     sources = [attempt(problems, kind.open, spec) for spec in specs]
     encode = attempt(problems, kind.encoder, tokenizer, vocab_size) if tokenizer else None
@@ -110,7 +110,7 @@ def open_held_out(
     if parts:
         attempt(problems, _checked, parts)
     if problems:
-        raise ValueError("\n".join(f"eval.data: {problem}" for problem in problems))
+        raise ValueError("\n".join(f"--eval.data: {problem}" for problem in problems))
     return tuple(parts)
 
 

@@ -8,12 +8,14 @@ from typing import Any
 from compute import choose_compute, choose_dtype, choose_gathered
 from data import find_other_orders, fix_order, open_held_out, open_parts
 from decision import Decision
+from disk import check_merged
 from kinds import Kind, texts
 from limits import check_numbers
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
 from room import check_room, make_room_for_files
+from transformers.configuration_utils import PreTrainedConfig
 
 from omni_ckpt import mismatches, read_plain, stored
 from omni_data.mix import mix_problems
@@ -56,7 +58,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     peak = config.optim.lr
     schedule = attempt(problems, warmup_cosine, peak, config.warmup_steps(), config.steps, final=peak / 10)
     attempt(problems, check_numbers, config)
-    model_config = attempt(problems, read_config, config.model)
+    model_config = attempt(problems, read_merged, config.model)
     model = attempt(problems, build_model, model_config, device="meta") if model_config else None
     facts = attempt(problems, describe, model) if model else None
     if model:
@@ -124,6 +126,12 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
     )
+
+
+def read_merged(name: str) -> PreTrainedConfig:
+    """The configuration of a model. Effect: reads files. Raises `ValueError` as `read_config`, or if it is a run."""
+    check_merged(name)
+    return read_config(name)
 
 
 def kept_order(found: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Room on disks, and sizes as people read them."""
+"""What there is on disks, room too, and sizes as people read them."""
 
 from pathlib import Path
 from shutil import disk_usage
@@ -14,6 +14,14 @@ def size_of(count: float) -> str:
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
     return f"{count:,.0f} B"
+
+
+def check_merged(model: str) -> None:
+    """Raises `ValueError` if `model` is the directory of a run, whose weights are in its checkpoints. Effect: looks."""
+    if (Path(model) / "model" / "config.json").is_file():
+        raise ValueError(
+            f"{model} is a run, not a model. Merge it first: uv run apps/merge.py {model} --to {model}/merged"
+        )
 
 
 def nearest_there(place: Path) -> Path:

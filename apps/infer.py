@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import tyro
-from preflight import run
+from disk import check_merged
+from preflight import attempt, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -51,11 +52,7 @@ def main(config: Config) -> None:
     ]
     if not config.prompt:
         problems.append("an empty prompt leaves nothing to continue; give at least a letter.")
-    if (Path(config.model) / "model" / "config.json").is_file():
-        problems.append(
-            f"{config.model} is a run, not a model. Merge it first: "
-            f"uv run apps/merge.py {config.model} --to {config.model}/merged"
-        )
+    attempt(problems, check_merged, config.model)
     if problems:
         raise ValueError("\n".join(problems))
     logging.disable_progress_bar()

@@ -111,6 +111,13 @@ def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
         sft.decide_chats(asked_in(tmp_path, tokenizer=str(bare)))
 
 
+def test_a_run_that_was_not_merged_is_no_model_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is a run, not a model. Merge it first: uv run apps/merge.py .*/run --to"):
+        sft.decide_chats(asked_in(tmp_path, model=str(tmp_path / "run")))
+
+
 def test_finetuning_of_random_weights_is_told(tmp_path: Path) -> None:
     told = sft.decide_chats(asked_in(tmp_path)).told()
     assert "random weights of seed 0: nothing was learned before, which --weights would bring" in told
