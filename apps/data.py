@@ -48,11 +48,14 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
         if given and len(given) != len(specs):
             problems.append(f"--mix.{name} has {len(given)} values for {len(specs)} sources of data: give each one.")
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
-    sources = [attempt(problems, kind.open, spec) for spec in specs]
     encode = attempt(problems, kind.encoder, tokenizer, vocab_size) if tokenizer else None
+    before = len(problems)
+    sources = [attempt(problems, kind.open, spec) for spec in specs]
     if encode:
         for source in filter(None, sources):
             attempt(problems, check_first, source, encode)
+    if config.max_bad and len(problems) > before:
+        problems.append("--max-bad leaves out no first record, which says what a source is: it must be good.")
     keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
     names = [spec.removeprefix(STREAM) for spec in specs]
     problems += [
@@ -62,8 +65,6 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     ]
     if not specs:
         problems.append("no source of data is named; `builtin` needs no file.")
-    if problems and config.max_bad:
-        problems.append("--max-bad leaves out no first record, which says what a source is: it must be good.")
     if problems:
         raise ValueError("\n".join(problems))
     epochs = [None if count == 0 else count for count in mix.epochs] or [None] * len(specs)

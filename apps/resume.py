@@ -17,7 +17,6 @@ from redact import without_secrets
 from request import Config
 from room import free_memory
 from torch import nn
-from torch.distributed.tensor import DTensor
 from watch import what_stands
 
 from omni_ckpt import (
@@ -45,6 +44,7 @@ from omni_ckpt import (
 from omni_data import Cursor, cursor_from_json, cursor_to_json, merge_cursors
 from omni_mesh import World
 from omni_parallel import TrainState, gather_objects, restore_state, state_tree
+from omni_parallel.local import local
 
 Order = Mapping[str, Any]
 """What fixes the rows of a step, beside the cursor."""
@@ -240,8 +240,7 @@ def find_strange(model: nn.Module) -> str:
     """The first parameter whose values on this rank have no finite norm; nothing if all have. Effect: waits for the
     device."""
     names, params = zip(*model.named_parameters(), strict=True)
-    here = (param.to_local() if isinstance(param, DTensor) else param for param in params)
-    norms = torch.stack([tensor.float().norm() for tensor in here])
+    norms = torch.stack([local(param).float().norm() for param in params])
     return next((name for name, fine in zip(names, norms.isfinite().tolist(), strict=True) if not fine), "")
 
 

@@ -45,51 +45,35 @@ def test_who_is_to_blame_is_told_from_where_ranks_stand(heard, size, words):
 SCRIPT = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
-from omni_mesh import join_world, watch_stalls
+from omni_mesh import join_world, launch, watch_stalls
 
-def read_data():
-    if sys.argv[1] == "sleep":
+def read_data(how):
+    if how == "sleep":
         time.sleep(600)
     os.kill(os.getpid(), signal.SIGSTOP)
 
-with join_world(device="cpu") as world, watch_stalls(world, 2.0) as dog:
-    for step in range(100):
-        dog.beat(step)
-        if (step, world.rank) == (3, 1):
-            read_data()
-        dist.all_reduce(torch.zeros(1))
-        if step == 1:
-            with dog.allowing(60):
-                time.sleep(3)
-        time.sleep(0.05)
-"""
-
-
-LAUNCHED = """
-import sys, time
-import torch, torch.distributed as dist
-from omni_mesh import join_world, launch, watch_stalls
-
-def read_data():
-    time.sleep(600)
-
-def main(config):
+def main(how):
     with join_world(device="cpu") as world, watch_stalls(world, 2.0) as dog:
         for step in range(100):
             dog.beat(step)
             if (step, world.rank) == (3, 1):
-                read_data()
+                read_data(how)
             dist.all_reduce(torch.zeros(1))
+            if step == 1:
+                with dog.allowing(60):
+                    time.sleep(3)
+            time.sleep(0.05)
 
 if __name__ == "__main__":
-    launch(main, None, ranks=2)
+    launch(main, sys.argv[1], ranks=2)
 """
+"""Simply a rank, where another has started it."""
 
 
 def test_a_rank_of_launch_that_sleeps_is_named_and_the_run_ends(tmp_path):
-    (tmp_path / "script.py").write_text(LAUNCHED)
+    (tmp_path / "script.py").write_text(SCRIPT)
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    command = [sys.executable, tmp_path / "script.py"]
+    command = [sys.executable, tmp_path / "script.py", "sleep"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=env, check=False)
     assert done.returncode == STALLED
     assert "No step for 2 seconds. To blame: rank 1 at step 3, " in done.stderr

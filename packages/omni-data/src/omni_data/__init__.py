@@ -84,9 +84,9 @@ __all__ = [
     "sample_of",
     "shard_sequence",
     "stream_batches",
-    "with_sources",
     "stream_records",
     "stream_source",
     "synthetic_documents",
     "unpack_batch",
+    "with_sources",
 ]

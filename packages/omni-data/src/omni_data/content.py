@@ -54,7 +54,7 @@ class Content(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            # Of what is compressed, no more than comes at once: what was decompressed before the damage is not lost.
+            # Of what is compressed, little at once: what was decompressed before a damage is not lost.
             by_piece, size = hasattr(self.file, "read1"), len(buffer)
             read = self.file.read1(min(size, _AT_ONCE)) if by_piece else self.file.read(size)
         except self._expected() as error:

@@ -161,8 +161,9 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                     documents, positions[part.name][shard], window = taken
                     if window is not None:
                         counts += window.counts
-                        bad.update(dict.fromkeys(window.problems))
-                        _check_bad([*bad], taking.max_bad)
+                        if window.problems:
+                            bad.update(dict.fromkeys(window.problems))
+                            _check_bad([*bad], taking.max_bad)
                     if documents is not None:
                         return documents, number, counts
                 else:

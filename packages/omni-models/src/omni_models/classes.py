@@ -26,5 +26,7 @@ def _view(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
         kind = plain_class(module)
         view = seen[id(module)] = kind.__new__(kind)
         view.__dict__.update(module.__dict__)
-        view.__dict__["_modules"] = {name: child and _view(child, seen) for name, child in module._modules.items()}
+        view.__dict__["_modules"] = {
+            name: None if child is None else _view(child, seen) for name, child in module._modules.items()
+        }
     return seen[id(module)]
