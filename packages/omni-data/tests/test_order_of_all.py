@@ -161,6 +161,13 @@ def test_an_epoch_has_every_token_once(kind):
     assert read == Counter(t for document in WEB for t in document)
 
 
+def test_a_source_whose_weight_comes_later_is_read_whole_once_the_others_are_through():
+    how = {"shard": 0, "num_shards": 1, "rows": ROWS, "seq_len": S, "virtual_shards": V}
+    stream = stream_batches(cursor=Cursor(), **how, **KINDS["a weight that comes"])
+    read = sum(len(document) for batch, _ in stream for row in unpack_batch(batch) for document in row)
+    assert read == sum(len(document) for source in ENDING[:2] for document in source)
+
+
 def test_media_go_with_their_rows():
     stream = stream_batches(
         cursor=Cursor(), shard=0, num_shards=1, rows=4, seq_len=S, virtual_shards=V, **KINDS["media"]
