@@ -18,9 +18,19 @@ from omni_models import build_model, read_config
 
 STEPS = 10
 SMALL = Config(
-    steps=STEPS, dtype="float32", batch=12, virtual_shards=12, seq_len=64, save_every=1000, mesh=MeshConfig(shard=1)
+    steps=STEPS,
+    dtype="float32",
+    batch=12,
+    virtual_shards=12,
+    seq_len=64,
+    save_every=1000,
+    mesh=MeshConfig(shard=1),
+    out=Path("runs/of-no-test"),
 )
-"""Ten steps of twelve rows, which one to four ranks can share; every step goes on in every virtual shard."""
+"""Ten steps of twelve rows, which one to four ranks can share; every step goes on in every virtual shard.
+
+What is trained has a directory of its own. This one is never made: the default may have a run of who tries the README.
+"""
 
 FAMILIES = {
     "tiny": {},
