@@ -169,6 +169,7 @@ def test_a_kept_cast_is_the_parameter_after_the_step(device: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu_the_host_never_waits_for_an_update(grads: torch.dtype) -> None:
     params = [nn.Parameter(torch.randn(size, device="cuda")) for size in SIZES]
