@@ -74,7 +74,8 @@ def summarize(rows: list[dict[str, float]], skip: int) -> dict[str, float]:
         raise ValueError(f"{len(rows)} steps are no more than the {skip} to skip: run longer.")
     names = ("tokens_per_second", "tokens_per_second_per_rank", "tflops_per_rank", "seconds", "data_seconds")
     medians = {name: round(median(row[name] for row in kept), 4) for name in names}
-    return {"steps": len(kept), **medians, "memory_gb": round(max(row["memory_gb"] for row in rows), 3)}
+    most = {"data_seconds_most": round(max(row["data_seconds"] for row in kept), 4)}
+    return {"steps": len(kept), **medians, **most, "memory_gb": round(max(row["memory_gb"] for row in rows), 3)}
 
 
 def ask(*command: str) -> str:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
 from omni_parallel.casts import kept_cast
+from omni_parallel.links import COLLECTIVES, Gather, Links, NarrowSum
 from omni_parallel.plan import ParallelPlan, has_shared_experts
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,6 +30,7 @@ def shard_fsdp(
     *,
     param_dtype: torch.dtype = torch.bfloat16,
     reduce_dtype: torch.dtype = torch.float32,
+    links: Links = COLLECTIVES,
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
@@ -43,7 +45,8 @@ def shard_fsdp(
         mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
-        reduce_dtype: dtype in which gradients are summed over ranks.
+        reduce_dtype: dtype in which gradients are summed over ranks. They travel in `param_dtype`, in which they are made.
+        links: what moves them, and parameters: see `omni_parallel.links`.
 
     Raises:
         ValueError: if experts were not spread by `apply_ep`.
@@ -62,14 +65,14 @@ def shard_fsdp(
         cut = partial(cut_expert, mesh.spec.efsdp)
         frees = plan.reshard_after_forward
         expert = model.get_submodule(name)
-        _sum(
-            fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
-        )
+        fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
+        _link(expert, links, param_dtype)
     units = (*plan.blocks, *((plan.head,) if plan.head else ()))
     for name in (*units, ""):
         frees = plan.reshard_after_forward and name in plan.blocks
         unit = model.get_submodule(name)
-        _sum(fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here))
+        fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
+        _link(unit, links, param_dtype)
     if mesh.spec.fsdp > 1:
         order = unit_order(units, shared)
         _prefetch([[model.get_submodule(name) for name in names] for names in order], plan.prefetch)
@@ -85,9 +88,11 @@ def reshard(model: nn.Module) -> nn.Module:
     return model
 
 
-def _sum(unit: nn.Module) -> None:
-    """Gradients of `unit` are summed over ranks, as they are."""
+def _link(unit: nn.Module, links: Links, dtype: torch.dtype) -> None:
+    """Parameters of `unit` are gathered by `links`, and gradients, which are made in `dtype`, are summed as they are."""
     assert isinstance(unit, FSDPModule)
+    unit.set_custom_all_gather(Gather(links))
+    unit.set_custom_reduce_scatter(NarrowSum(links, dtype))
     # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)

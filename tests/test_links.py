@@ -1,0 +1,25 @@
+"""Laws of how gradients are summed: as narrow as they are made, and in the digits of the sum."""
+
+import pytest
+import torch
+from linking import LINKS, sum_both_ways
+from ranks import Run
+
+from omni_mesh import MeshConfig
+
+WAYS = [
+    "collectives",
+    pytest.param("copies", marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")]),
+]
+
+
+@pytest.mark.parametrize("links", WAYS)
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(shard=2), MeshConfig(shard=3)], ids=lambda c: f"{c.shard}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_sum_over_ranks_has_all_digits_of_what_they_made(
+    run: Run, links: str, config: MeshConfig, dtype: torch.dtype
+) -> None:
+    ranks = 1 if config == MeshConfig() else config.shard
+    for found in run(sum_both_ways, ranks, config, dtype, links, 2):
+        for name, (made, shared) in found.items():
+            assert torch.equal(made, shared), (name, (made - shared).abs().max())
