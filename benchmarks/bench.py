@@ -75,6 +75,7 @@ def main(config: Config) -> None:
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
     if config.copies:
         from omni_parallel.links import COPIES
+
         pretrain.shard_fsdp = partial(pretrain.shard_fsdp, links=COPIES)
     pretrain.main(config)
 

@@ -44,7 +44,7 @@ def rank_pool() -> Iterator[Run]:
         workers.clear()
 
     def run(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
-        context = mp.get_context("forkserver")
+        context = mp.get_context(_method())
         context.set_forkserver_preload(IMPORTED)
         while len(workers) < ranks:
             ours, theirs = context.Pipe()
@@ -99,6 +99,13 @@ def _work(pipe: Connection) -> None:
             pipe.send((True, function(*args), _count_threads()))
         except BaseException:  # noqa: BLE001  Whatever it is, the test that asked has to hear of it.
             pipe.send((False, traceback.format_exc(), _count_threads()))
+
+
+def _method() -> str:
+    """How ranks are started: what has looked for a GPU cannot be forked."""
+    import torch
+
+    return "spawn" if torch.cuda.is_available() else "forkserver"
 
 
 def _count_threads() -> int:

@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from linking import LINKS, sum_both_ways
+from linking import sum_both_ways
 from ranks import Run
 
 from omni_mesh import MeshConfig
 
-WAYS = [
-    "collectives",
-    pytest.param("copies", marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")]),
-]
+GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")
+WAYS = ["collectives", pytest.param("copies", marks=[pytest.mark.gpu, GPUS])]
 
 
 @pytest.mark.parametrize("links", WAYS)

@@ -45,7 +45,7 @@ def shard_fsdp(
         mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
-        reduce_dtype: dtype in which gradients are summed over ranks. They travel in `param_dtype`, in which they are made.
+        reduce_dtype: dtype in which gradients are summed over ranks; they travel in that in which they are made.
         links: what moves them, and parameters: see `omni_parallel.links`.
 
     Raises:
@@ -89,7 +89,7 @@ def reshard(model: nn.Module) -> nn.Module:
 
 
 def _link(unit: nn.Module, links: Links, dtype: torch.dtype) -> None:
-    """Parameters of `unit` are gathered by `links`, and gradients, which are made in `dtype`, are summed as they are."""
+    """`links` gather the parameters of `unit`, and send its gradients, made in `dtype`, to be summed as they are."""
     assert isinstance(unit, FSDPModule)
     unit.set_custom_all_gather(Gather(links))
     unit.set_custom_reduce_scatter(NarrowSum(links, dtype))

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from omni_parallel.local import fuses
+
 Empty = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
 
 
@@ -30,7 +32,7 @@ class Links:
     gather: Callable[[Tensor, dist.ProcessGroup], None]
     """Fill (P * n,) of this `empty`, of which each rank has filled its own n."""
     exchange: Callable[[Tensor, dist.ProcessGroup], Tensor]
-    """From (P * n,) of this `empty`, a part for each rank, to (P, n), a part from each rank."""
+    """From (P * n,) of this `empty`, a part for each rank, to (P, n), a part from each; from itself, anything."""
 
 
 def gather_by_collective(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
@@ -68,13 +70,12 @@ def gather_by_copies(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
 
 def exchange_by_copies(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Read this rank's part of what each other has."""
-    shared, rank = _symmetric_memory().rendezvous(parts_Pn, group), group.rank()
+    shared = _symmetric_memory().rendezvous(parts_Pn, group)
     received_Pn = torch.empty_like(parts_Pn).unflatten(0, (group.size(), -1))
     n = received_Pn.shape[1]
-    received_Pn[rank].copy_(parts_Pn[rank * n : (rank + 1) * n])
     shared.barrier()
     for peer in _others(group):
-        received_Pn[peer].copy_(shared.get_buffer(peer, (n,), parts_Pn.dtype, rank * n))
+        received_Pn[peer].copy_(shared.get_buffer(peer, (n,), parts_Pn.dtype, group.rank() * n))
     shared.barrier()
     return received_Pn
 
@@ -123,8 +124,22 @@ class NarrowSum:
         async_op: bool = False,
     ) -> None:
         assert not async_op and not self.sends and len(input_tensor) == group.size() * len(output_tensor)
-        received_Pn = self.links.exchange(input_tensor, group)
-        torch.sum(received_Pn, 0, dtype=output_tensor.dtype, out=output_tensor)
+        own = input_tensor.chunk(group.size())[group.rank()]
+        sum_ranks_(output_tensor, self.links.exchange(input_tensor, group), own, group.rank())
+
+
+def sum_ranks_(total_n: Tensor, received_Pn: Tensor, own_n: Tensor, rank: int) -> Tensor:
+    """Fill `total_n` with the sum, in its dtype and in the order of ranks, of `received_Pn`, in which `own_n` stands
+    for what is at `rank`."""
+    if fuses(total_n, received_Pn, own_n):
+        from omni_parallel import triton_sum
+
+        return triton_sum.sum_ranks_(total_n, received_Pn, own_n, rank)
+    parts = [own_n if peer == rank else part_n for peer, part_n in enumerate(received_Pn)]
+    total_n.copy_(parts[0])
+    for part_n in parts[1:]:
+        total_n += part_n
+    return total_n
 
 
 def _others(group: dist.ProcessGroup) -> list[int]:
