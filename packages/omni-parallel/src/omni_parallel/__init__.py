@@ -7,6 +7,7 @@ from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel
 from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
+from omni_parallel.offload import offload_blocks as offload_blocks
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig
 from omni_parallel.optim import TrainState as TrainState

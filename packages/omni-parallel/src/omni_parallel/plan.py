@@ -113,6 +113,8 @@ class ParallelPlan:
     """Blocks whose activations are computed again in the backward pass."""
     keep: tuple[str, ...] = ()
     """Operators, by qualified name, whose outputs those blocks keep all the same."""
+    offload: tuple[str, ...] = ()
+    """Blocks that hold in memory of the host what they keep for the backward pass."""
     reshard_after_forward: bool = True
     """Free a block's gathered parameters between its forward and its backward pass (ZeRO-3), or keep them (ZeRO-2)."""
     prefetch: int = 1
@@ -134,6 +136,7 @@ def plan_parallel(
     recompute: RecomputeConfig = RecomputeConfig(),
     sp_chunks: int = 1,
     keep_gathered: bool = False,
+    offload: bool = False,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
@@ -144,6 +147,7 @@ def plan_parallel(
         sp_chunks: parts of the heads of a sequence rank, which overlap; 1 for no overlap.
         keep_gathered: keep gathered parameters from the forward pass to the backward pass (ZeRO-2), where ranks share
             them.
+        offload: hold activations in memory of the host; not those of the last block, whose backward pass is next.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
@@ -191,6 +195,7 @@ def plan_parallel(
         head=facts.head,
         recompute=facts.blocks[:: recompute.every] if recompute.every else (),
         keep=KEPT[recompute.keep],
+        offload=facts.blocks[:-1] if offload else (),
         reshard_after_forward=spec.fsdp > 1 and not keep_gathered,
         decoder=facts.decoder,
         rotaries=facts.rotaries,

@@ -41,10 +41,18 @@ def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     for name in plan.recompute:
         block = model.get_submodule(name)
         experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
-        contexts = partial(_contexts, frozenset(plan.keep), experts)
-        selective = {"context_fn": contexts} if plan.keep or experts else {}
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **selective)
+        block.forward = partial(_recomputed, block.forward, frozenset(plan.keep), experts)
     return model
+
+
+def _recomputed(
+    forward: Callable[..., Any], keep: frozenset[str], experts: list[nn.Module], *args: Any, **kwargs: Any
+) -> Any:
+    shelf = Shelf()
+    selective = {"context_fn": partial(_contexts, keep, experts, shelf)} if keep or experts else {}
+    out = checkpoint(forward, *args, use_reentrant=False, **selective, **kwargs)
+    shelf.close()
+    return out
 
 
 class Together:
@@ -70,44 +78,94 @@ class Versioned:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What an operator gave in the forward pass, its tensors `Versioned`."""
+class Place:
+    """Where a tensor is among those that were saved."""
 
-    op: OpOverload
-    out: Any
+    index: int
+
+
+class Shelf:
+    """What the kept operators of a block give in its forward pass, in that order, for its recomputation."""
+
+    def __init__(self) -> None:
+        self.kept: deque[tuple[OpOverload, Any]] = deque()
+        self.saved: Tensor | None = None
+        self.tensors: tuple[Tensor, ...] = ()
+
+    def add(self, op: OpOverload, out: Any) -> None:
+        """Put there what `op` gave."""
+        self.kept.append((op, tree_map_only(Tensor, _as_it_is, out)))
+
+    def close(self) -> None:
+        """The forward pass is over. From here on autograd saves the tensors as it does others, so that whoever has a
+        say in how it saves has it for these too."""
+        tensors: list[Tensor] = []
+
+        def save(op: OpOverload, kept: Versioned) -> Place:
+            tensors.append(_as_it_was(op, kept))
+            return Place(len(tensors) - 1)
+
+        if not torch.is_grad_enabled():
+            self.kept.clear()
+        self.kept = deque((op, tree_map_only(Versioned, partial(save, op), out)) for op, out in self.kept)
+        if tensors:
+            self.saved = _save(torch.empty(0, requires_grad=True), *tensors)
+
+    def take(self, op: OpOverload) -> Any:
+        """What `op` gave, which is next."""
+        if not self.kept or self.kept[0][0] != op:
+            ran = self.kept[0][0].name() if self.kept else "nothing"
+            raise RuntimeError(
+                f"a recomputed block runs {op.name()} where {ran} is kept of its forward pass: a block has to do the "
+                "same twice, and a backward pass through it can be run once."
+            )
+        if self.saved is not None:
+            node: Any = self.saved.grad_fn
+            self.tensors, self.saved = node.saved_tensors, None
+        return tree_map_only(Place, lambda place: self.tensors[place.index].detach(), self.kept.popleft()[1])
+
+
+class _Save(torch.autograd.Function):
+    """Nothing, but that autograd saves what it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, door: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("nobody has its output")
+
+
+_save: Callable[..., Tensor] = _Save.apply  # pyright: ignore[reportAssignmentType]
 
 
 class Keep(TorchDispatchMode):
-    """While open, what the operators of `keep` give is put into `kept`."""
+    """While open, what the operators of `keep` give is put on the shelf."""
 
-    def __init__(self, keep: frozenset[str], kept: deque[Kept]) -> None:
+    def __init__(self, keep: frozenset[str], shelf: Shelf) -> None:
         super().__init__()
-        self.keep, self.kept = keep, kept
+        self.keep, self.shelf = keep, shelf
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = op(*args, **(kwargs or {}))
         if _is_kept(self.keep, op, args, kwargs or {}):
-            self.kept.append(Kept(op, tree_map_only(Tensor, _as_it_is, out)))
+            self.shelf.add(op, out)
         return out
 
 
 class Recall(TorchDispatchMode):
     """While open, the operators of `keep` do not run: they give what they gave before, in the same order."""
 
-    def __init__(self, keep: frozenset[str], kept: deque[Kept]) -> None:
+    def __init__(self, keep: frozenset[str], shelf: Shelf) -> None:
         super().__init__()
-        self.keep, self.kept = keep, kept
+        self.keep, self.shelf = keep, shelf
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not _is_kept(self.keep, op, args, kwargs or {}):
-            return op(*args, **(kwargs or {}))
-        if not self.kept or self.kept[0].op != op:
-            ran = self.kept[0].op.name() if self.kept else "nothing"
-            raise RuntimeError(
-                f"a recomputed block runs {op.name()} where {ran} is kept of its forward pass: a block has to do the "
-                "same twice, and a backward pass through it can be run once."
-            )
-        return tree_map_only(Versioned, partial(_as_it_was, op), self.kept.popleft().out)
+        if _is_kept(self.keep, op, args, kwargs or {}):
+            return self.shelf.take(op)
+        return op(*args, **(kwargs or {}))
 
 
 def _as_it_is(x: Tensor) -> Versioned:
@@ -123,10 +181,9 @@ def _as_it_was(op: OpOverload, kept: Versioned) -> Tensor:
     return kept.tensor.detach()
 
 
-def _contexts(keep: frozenset[str], experts: list[nn.Module]) -> tuple[Together, Together]:
+def _contexts(keep: frozenset[str], experts: list[nn.Module], shelf: Shelf) -> tuple[Together, Together]:
     """What is open in one forward pass of a block, and in its recomputation."""
-    kept: deque[Kept] = deque()
-    pairs: list[tuple[Opens, Opens]] = [(partial(Keep, keep, kept), partial(Recall, keep, kept))] if keep else []
+    pairs: list[tuple[Opens, Opens]] = [(partial(Keep, keep, shelf), partial(Recall, keep, shelf))] if keep else []
     pairs += [remember_travels(experts)] if experts else []
     return Together([first for first, _ in pairs]), Together([again for _, again in pairs])
 

@@ -1,0 +1,233 @@
+"""Activations in memory of the host between the forward and the backward pass of their block.
+
+A GPU holds what all blocks keep for their backward pass at once, though it works on one block. Here what a block keeps
+leaves for pinned memory while the next block runs, and comes back while the block after it runs backward, so that the
+GPU holds what two of them keep (Rajbhandari et al., 2021, arXiv:2104.07857, do the same to checkpoints). Copies have
+streams of their own. If they are as fast as a block, they cost no time; if not, the blocks wait for them, and no memory
+is needed beyond that.
+
+It is done by torch's hooks on what autograd saves, so it reaches whatever saves by autograd's own means: of a block
+that is recomputed its inputs, and the outputs that it keeps.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from omni_parallel.plan import ParallelPlan
+
+M = TypeVar("M", bound=nn.Module)
+
+SMALLEST: Final = 1 << 20
+"""Bytes of the smallest tensor that is worth the way."""
+
+
+def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) -> M:
+    """The same model, holding in host memory what the blocks in `plan.offload` keep for their backward pass. Donates
+    `model`.
+
+    Parameters stay where they are, and so do tensors of less than `smallest` bytes. Numbers are the same to the bit.
+    Apply it after `recompute_blocks` and before `shard_fsdp`. Host memory is pinned when it is first needed, and used
+    again in each step: of this rank, as many bytes as those blocks keep.
+
+    Raises:
+        MemoryError: in the first step, if the host has not that much to pin.
+    """
+    depot = Depot(smallest)
+    for name in plan.offload:
+        block = model.get_submodule(name)
+        block.forward = partial(_offloaded, depot, block.forward)
+    return model
+
+
+def _offloaded(depot: "Depot", forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    depot.open()
+    with saved_tensors_hooks(depot.put, depot.get):
+        return forward(*args, **kwargs)
+
+
+@dataclass(slots=True)
+class Host:
+    """Memory of the host, used again and again."""
+
+    memory: Tensor
+    read: torch.Event | None = None
+    """Set once it was read last."""
+
+
+@dataclass(slots=True)
+class Group:
+    """What one block has put away, and the block before it."""
+
+    before: "Group | None"
+    away: "weakref.WeakSet[Away]" = field(default_factory=weakref.WeakSet)
+
+
+class Away:
+    """Stands for a tensor that was put away."""
+
+    def __init__(self, here: Tensor, host: Host, group: Group) -> None:
+        self.here: Tensor | None = here.detach()
+        """The tensor, until its copy is made; without its history, which holds what is kept, and so this."""
+        self.version = here._version
+        self.host = host
+        self.group = group
+        self.size, self.stride, self.device = here.size(), here.stride(), here.device
+        self.written: torch.Event | None = None
+        self.back: Tensor | None = None
+        self.arrived: torch.Event | None = None
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether it stands for the numbers of `x` in their memory, as they are now."""
+        own = self.here
+        return (
+            own is not None
+            and own.data_ptr() == x.data_ptr()
+            and (own.dtype, own.size(), own.stride()) == (x.dtype, x.size(), x.stride())
+            and self.version == x._version
+        )
+
+    def check(self) -> None:
+        """Raises `RuntimeError` if the tensor is not what it was."""
+        if self.here is not None and self.here._version != self.version:
+            raise RuntimeError(
+                f"a tensor of {list(self.size)} that a block keeps for its backward pass was changed in place after: "
+                "leave its block out of offload."
+            )
+
+
+class Depot:
+    """Where the blocks of one model put what they keep."""
+
+    def __init__(self, smallest: int) -> None:
+        self.smallest = smallest
+        self.free: dict[tuple[int, torch.dtype], list[Host]] = {}
+        self.last: Group | None = None
+        self.leaving: deque[tuple[torch.Event | None, list[Away]]] = deque()
+        """By block: what is to wait for before its tensors may go, and what they are."""
+        self.ways: tuple[torch.Stream, torch.Stream] | None = None
+        """The streams out and back."""
+
+    def open(self) -> None:
+        """The next block begins: what the one before the last has put away leaves the device."""
+        self._release(but=1)
+        self.last = Group(self.last if self.last is not None and len(self.last.away) else None)
+        self.leaving.append((None, []))
+
+    def put(self, x: Tensor) -> "Tensor | Away":
+        """What autograd keeps for `x`."""
+        if not _is_worth(x, self.smallest):
+            return x
+        assert self.last is not None
+        # Several operators save the same input. While its memory is held it cannot be that of another.
+        for _, held in self.leaving:
+            for known in held:
+                if known.is_of(x):
+                    return known
+        away = Away(x, self._find_host(x), self.last)
+        weakref.finalize(away, self.free.setdefault((x.numel(), x.dtype), []).append, away.host)
+        target = away.host.memory.as_strided(x.size(), x.stride())
+        if x.is_cuda:
+            out, _ = self._ways(x.device)
+            out.wait_stream(torch.cuda.current_stream(x.device))
+            if away.host.read is not None:
+                out.wait_event(away.host.read)
+            with torch.cuda.stream(out), torch.no_grad():
+                target.copy_(x, non_blocking=True)
+            away.written = out.record_event()
+        else:
+            with torch.no_grad():
+                target.copy_(x)
+        _, held = self.leaving.pop()
+        self.leaving.append((away.written, [*held, away]))
+        self.last.away.add(away)
+        return away
+
+    def get(self, kept: "Tensor | Away") -> Tensor:
+        """What `put` was given."""
+        if isinstance(kept, Tensor):
+            return kept
+        if kept.here is not None:
+            kept.check()
+            return kept.here
+        self._release(but=0)
+        for group in (kept.group, kept.group.before):
+            for away in list(group.away) if group is not None else []:
+                self._bring(away)
+        assert kept.back is not None
+        if kept.arrived is not None:
+            torch.cuda.current_stream(kept.device).wait_event(kept.arrived)
+        return kept.back
+
+    def _bring(self, away: Away) -> None:
+        """Let `away` be on its way back."""
+        if away.back is not None or away.here is not None:
+            return
+        source = away.host.memory.as_strided(away.size, away.stride)
+        away.back = torch.empty_strided(away.size, away.stride, dtype=source.dtype, device=away.device)
+        if away.written is None:
+            away.back.copy_(source)
+            return
+        _, back = self._ways(away.device)
+        back.wait_stream(torch.cuda.current_stream(away.device))  # Its memory may still be in use there.
+        back.wait_event(away.written)
+        with torch.cuda.stream(back):
+            away.back.copy_(source, non_blocking=True)
+        away.back.record_stream(back)  # It may be dropped unused.
+        away.arrived = away.host.read = back.record_event()
+
+    def _release(self, *, but: int) -> None:
+        """Forget the tensors of all blocks but the last few, after what comes has waited for their copies."""
+        while len(self.leaving) > but:
+            written, held = self.leaving.popleft()
+            for away in held:
+                if written is not None:
+                    torch.cuda.current_stream(away.device).wait_event(written)
+                away.check()
+                away.here = None
+
+    def _find_host(self, x: Tensor) -> Host:
+        free = self.free.setdefault((x.numel(), x.dtype), [])
+        return free.pop() if free else Host(_pin(torch.empty(x.numel(), dtype=x.dtype), pinned=x.is_cuda))
+
+    def _ways(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+        if self.ways is None:
+            self.ways = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        return self.ways  # pyright: ignore[reportReturnType]
+
+
+def _pin(memory: Tensor, *, pinned: bool) -> Tensor:
+    """`memory`, which does not move any more. Torch's own pinned memory is of powers of two: up to twice as much."""
+    if pinned:
+        gigabytes = memory.nbytes / 1e9
+        error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        if int(error):
+            raise MemoryError(
+                f"the host cannot pin {gigabytes:.2f} GB more for activations ({error}): offload fewer blocks, or have "
+                "them keep less."
+            )
+    return memory
+
+
+def _is_worth(x: Tensor, smallest: int) -> bool:
+    own = not isinstance(x, nn.Parameter) and not isinstance(x._base, nn.Parameter)
+    return own and type(x) is Tensor and x.nbytes >= smallest and _is_dense(x)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the elements of `x` fill a piece of memory, in any order."""
+    width = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.size(), strict=True) if size != 1):
+        if stride != width:
+            return False
+        width *= size
+    return True
