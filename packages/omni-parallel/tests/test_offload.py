@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_recompute import KEEPS, assert_same, make_attention_toy, plan_keep
+from attending import KEEPS, assert_same, make_attention_toy, plan_keep
 from torch import Tensor, nn
 from toy import Block, Toy, gradients, make_batch, make_toy, plan_toy
 
