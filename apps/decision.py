@@ -69,10 +69,12 @@ class Decision:
         which settings are not those of the run that it is of."""
         how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
-        kept = len(self.plan.blocks) - len(self.plan.recompute)
+        recomputed = len(self.plan.recompute)
+        kept = len(self.plan.blocks) - recomputed
         chunks = self.plan.sp_chunks
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
+        away = f", what {len(self.plan.offload)} keep in memory of the host" if self.plan.offload else ""
         again = self.plan.reshard_after_forward
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
         blocks = f"{len(self.plan.blocks)} blocks"
@@ -88,7 +90,7 @@ class Decision:
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),
             ("kernels", ", ".join(self.kernels) or "those of transformers"),
-            ("memory", f"activations of {kept} blocks kept, of {len(self.plan.recompute)} recomputed{but}; {gathered}"),
+            ("memory", f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}; {gathered}"),
         )
         return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
 

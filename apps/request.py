@@ -131,6 +131,9 @@ class Config:
     """With --ep 2: set memory for activations of experts aside for every choice of every token, twice what they take on
     average, so that the host never waits to learn how many there are."""
     recompute: RecomputeConfig = RecomputeConfig()
+    offload: bool = False
+    """Hold what blocks keep for the backward pass in pinned memory of the host. Copies run while other blocks compute.
+    Pinned for each rank is what its blocks keep."""
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()
 

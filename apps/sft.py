@@ -48,6 +48,7 @@ from omni_parallel import (
     apply_ulysses,
     grad_norm,
     init_state,
+    offload_blocks,
     recompute_blocks,
     shard_fsdp,
     update,
@@ -74,7 +75,7 @@ def main(asked: Config) -> None:
         model = use_experts(model, run.compute.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
         model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
-        model = recompute_blocks(model, run.plan)
+        model = offload_blocks(recompute_blocks(model, run.plan), run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if found else config.weights, seed=config.seed)
         state, cursor, about = init_state(model, config.optim), Cursor(), {}

@@ -1,12 +1,15 @@
-"""What ranks do for `test_links`: gradients of one model, by each rank alone and by all that share it."""
+"""What ranks do for `test_links` and `test_offload`: gradients of one model, by each alone and by all that share it."""
+
+import gc
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
-from omni_parallel import ParallelPlan, gather_objects, shard_fsdp
+from omni_parallel import ParallelPlan, gather_objects, offload_blocks, recompute_blocks, shard_fsdp
 from omni_parallel.links import COLLECTIVES, COPIES
+from omni_parallel.offload import Away
 
 LINKS = {"collectives": COLLECTIVES, "copies": COPIES}
 WIDTH = 33
@@ -45,3 +48,40 @@ def sum_both_ways(config: MeshConfig, dtype: torch.dtype, links: str, passes: in
         assert all(isinstance(grad, DTensor) and grad.dtype == torch.float32 for grad in shared.values())
         whole = {name: grad.full_tensor().cpu() for name, grad in shared.items() if isinstance(grad, DTensor)}
         return {name: (made[name], whole[name]) for name in made}
+
+
+class Block(nn.Module):
+    """A layer that saves what it is given, what it gives, and its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(x)) * x
+
+
+def put_away_under_sharding(every: int) -> tuple[list[tuple[Tensor, Tensor]], set[tuple[int, ...]]]:
+    """Gradients of a sharded model without and with its activations in memory of the host, and the sizes of these."""
+
+    def differentiate(*, offload: bool) -> tuple[list[Tensor], set[tuple[int, ...]]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(Block() for _ in range(4))).to(world.device)
+        blocks = ("0", "1", "2", "3")
+        plan = ParallelPlan(blocks, recompute=blocks[:every], offload=blocks if offload else (), keep=("aten::addmm",))
+        model = offload_blocks(recompute_blocks(model, plan), plan, smallest=1)
+        model = shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
+        sizes: set[tuple[int, ...]] = set()
+        for _ in range(2):
+            model.zero_grad()
+            loss = model(torch.ones(5, WIDTH, device=world.device).cumsum(0) / 5).square().sum()
+            sizes |= {tuple(each.size) for each in gc.get_objects() if type(each) is Away}
+            loss.backward()
+        grads = [param.grad.full_tensor().cpu() for param in model.parameters() if isinstance(param.grad, DTensor)]
+        return grads, sizes
+
+    with join_world() as world:
+        mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type=world.device.type)
+        plain, _ = differentiate(offload=False)
+        again, sizes = differentiate(offload=True)
+        return list(zip(plain, again, strict=True)), sizes
