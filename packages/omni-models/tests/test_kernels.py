@@ -3,11 +3,12 @@
 import copy
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from shapes import FAMILIES, LINEAR_FAMILIES, make_config
+from shapes import FAMILIES, LINEAR_FAMILIES, interpret, make_config
 from test_attention import make_rows
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -15,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from omni_models import build_model, use_attention, use_experts
+from omni_models.fused import Kernels, make_triton
 from omni_models.kernels import NAMES, apply_kernels, describe_kernels, fitting_kernels, use_kernels
-from omni_models.liger import GatedMul, Kernels, Rotate
 
-READY = find_spec("liger_kernel") is not None
+READY = find_spec("triton") is not None
 NORM, ROPE, SILU, GELU = (
     "rms_norm (eps 1e-06, ",
     "rope (in the dtype it is given)",
@@ -80,13 +81,8 @@ ALL_EXPERTS = {
 """Every token goes everywhere, so rounding cannot send it elsewhere."""
 
 
-def needs_liger(test):
-    marks = (pytest.mark.gpu, pytest.mark.skipif(not READY, reason="needs liger-kernel"))
-    # Liger and its compiler say what they think of newer versions of each other.
-    marks += (pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),)
-    for mark in marks:
-        test = mark(test)
-    return test
+def needs_kernels(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not READY, reason="needs triton")(test))
 
 
 def make_model(family: str, seed: int = 0, device: str = "cpu", **overrides: object) -> PreTrainedModel:
@@ -127,45 +123,6 @@ def torch_kernels(calls: list[str]) -> Kernels:
     return Kernels(rms_norm, partial(gated, F.silu), partial(gated, gelu), rope, halves)
 
 
-def rude_kernels() -> Kernels:
-    """Kernels that write over their inputs wherever Liger's do, in the wrappers that Liger's get."""
-
-    def silu_mul(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return gate, up, F.silu(gate) * up
-
-    def silu_mul_backward(gate: Tensor, up: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        sigmoid = gate.sigmoid()
-        dgate, dup = dout * up * sigmoid * (1 + gate * (1 - sigmoid)), dout * gate * sigmoid
-        # Like a kernel of Triton, this tells autograd nothing.
-        gate.data.copy_(dgate)
-        up.data.copy_(dup)
-        return gate, up
-
-    def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, width: int) -> list[Tensor]:
-        cos, sin = (x[:, None, :, : width // 2] for x in (cos, sin))
-        outs = []
-        for x in (q.transpose(1, 2).contiguous().transpose(1, 2), k.transpose(1, 2).contiguous().transpose(1, 2)):
-            left, right = x[..., : width // 2].clone(), x[..., width // 2 : width].clone()
-            x.data[..., : width // 2] = left * cos - right * sin
-            x.data[..., width // 2 : width] = right * cos + left * sin
-            outs.append(x)
-        return outs
-
-    def rope(q, k, cos, sin, position_ids, unsqueeze_dim, width):
-        return *turn(q, k, cos, sin, width), cos, sin
-
-    def rope_backward(dq, dk, cos, sin, position_ids, unsqueeze_dim, width):
-        return tuple(turn(dq, dk, cos, -sin, width))
-
-    return Kernels(
-        torch_kernels([]).rms_norm,
-        lambda gate, up: GatedMul.apply(gate, up, silu_mul, silu_mul_backward),
-        torch_kernels([]).gelu_mul,
-        lambda q, k, cos, sin, width: Rotate.apply(q, k, cos, sin, width, rope, rope_backward),
-        torch_kernels([]).silu_halves,
-    )
-
-
 def run(model: PreTrainedModel, device: str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and gradients of packed rows, both in fp32."""
     ids_BS, positions_BS, _ = (x.to(device) for x in make_rows())
@@ -199,7 +156,7 @@ def recompute(model: PreTrainedModel, keep_products: bool) -> PreTrainedModel:
 @pytest.mark.parametrize("family", [*FAMILIES, *LINEAR_FAMILIES])
 def test_what_is_recognised_in_each_family(family: str) -> None:
     found = describe_kernels(build_model(make_config(family), device="meta"), device_type="cuda")
-    found.pop("liger-kernel", None)
+    found.pop("triton", None)
     assert all(any(kind.endswith(end) for kind in found) for end in FOUND[family])
     for kind, words in found.items():
         end = max((end for end in FOUND[family] if kind.endswith(end)), key=len)
@@ -347,35 +304,17 @@ def test_projections_are_called_as_modules() -> None:
 
 @pytest.mark.parametrize("keep_products", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_kernels_that_write_over_their_inputs_disturb_neither_recomputation_nor_others(
-    family: str, keep_products: bool
-) -> None:
+def test_fused_blocks_may_be_computed_again(family: str, keep_products: bool) -> None:
     model = make_model(family)
     plain = copy.deepcopy(model)
-    equal(run(recompute(apply_kernels(model, rude_kernels()), keep_products)), run(plain))
+    equal(run(recompute(apply_kernels(model, make_triton()), keep_products)), run(plain))
 
 
-def test_nothing_that_a_kernel_is_given_is_written_over() -> None:
-    kernels, generator = rude_kernels(), torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        """Heads before tokens, but in memory after them, as queries and keys are."""
-        return torch.randn(shape, generator=generator).transpose(1, 2)
-
-    cos, sin = draw(1, 8, 5), draw(1, 8, 5)
-    for inputs, function in (
-        ([draw(2, 5, 4, 8), draw(2, 5, 2, 8)], lambda q, k: kernels.rope(q, k, cos, sin, 8)),
-        ([torch.randn(3, 6, generator=generator) for _ in range(2)], lambda gate, up: (kernels.silu_mul(gate, up),)),
-    ):
-        before = [x.clone() for x in inputs]
-        outs = function(*(x.requires_grad_() for x in inputs))
-        grads = [torch.randn_like(out) for out in outs]
-        given = [grad.clone() for grad in grads]
-        first = torch.autograd.grad(outs, inputs, grads, retain_graph=True)
-        second = torch.autograd.grad(outs, inputs, grads)
-        assert all(map(torch.equal, inputs, before))
-        assert all(map(torch.equal, grads, given))
-        assert all(map(torch.equal, first, second))
+@pytest.mark.skipif(not READY, reason="needs triton")
+def test_in_tritons_interpreter_blocks_of_kernels_may_be_computed_again(tmp_path: Path) -> None:
+    cases = [{"family": f, "keep_products": keep} for f, keep in (("qwen3", False), ("qwen3", True), ("gemma3", True))]
+    for case, found in zip(cases, interpret("model", cases, tmp_path), strict=True):
+        equal((found["logits"], found["grads"]), run(make_model(case["family"])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -410,18 +349,24 @@ def test_what_has_a_forward_of_its_own_keeps_it() -> None:
 def test_auto_replaces_nothing_on_the_cpu_and_says_so() -> None:
     model = use_kernels(make_model("llama"), device_type="cpu")
     assert not any("forward" in vars(module) for module in model.modules())
-    assert "fused kernels run on CUDA, not on cpu." in describe_kernels(model, device_type="cpu")["liger-kernel"]
+    assert "fused kernels run on CUDA, not on cpu." in describe_kernels(model, device_type="cpu")["triton"]
 
 
-@pytest.mark.skipif(READY, reason="liger-kernel is installed")
-def test_without_liger_auto_replaces_nothing_and_says_how_to_install_it() -> None:
+@pytest.mark.skipif(READY, reason="triton is installed")
+def test_without_triton_auto_replaces_nothing_and_says_what_brings_it() -> None:
     model = use_kernels(make_model("llama"), device_type="cuda")
     assert not any("forward" in vars(module) for module in model.modules())
-    assert describe_kernels(model, device_type="cuda")["liger-kernel"] == (
-        "fused kernels need liger-kernel, which is not installed: uv sync --all-packages --extra liger."
-    )
-    with pytest.raises(ValueError, match="rope: fused kernels need liger-kernel, which is not installed: uv sync"):
+    why = "fused kernels need Triton, which is not installed: it comes with torch for CUDA on Linux."
+    assert describe_kernels(model, device_type="cuda")["triton"] == why
+    with pytest.raises(ValueError, match="rope: fused kernels need Triton, which is not installed"):
         use_kernels(model, ("rope",), device_type="cuda")
+
+
+@pytest.mark.skipif(not READY, reason="needs triton")
+def test_with_triton_auto_replaces_all_that_fits_on_cuda() -> None:
+    model = use_kernels(make_model("llama"), device_type="cuda")
+    uses = {"LlamaRMSNorm": "rms_norm, in use", "LlamaMLP": "swiglu, in use", "LlamaAttention": "rope, in use"}
+    assert describe_kernels(model, device_type="cuda") == uses
 
 
 def test_kernels_asked_for_by_name_are_refused_where_they_cannot_be_had() -> None:
@@ -447,10 +392,10 @@ def close(fused: Tensor, eager: Tensor, exact: Tensor, slack: float) -> bool:
     return bool((fused - exact).norm() <= 1.5 * (eager - exact).norm() + slack * exact.norm())
 
 
-@needs_liger
+@needs_kernels
 @pytest.mark.parametrize("keep_products", [None, False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_liger_is_as_exact_as_eager_in_bf16(family: str, keep_products: bool | None) -> None:
+def test_kernels_are_as_exact_as_eager_in_bf16(family: str, keep_products: bool | None) -> None:
     model = make_model(family, device="cuda", **ALL_EXPERTS.get(family, {}))
     exact, eager = (use_attention(copy.deepcopy(model), "eager") for _ in range(2))
     fused = use_kernels(use_attention(model, "eager"), fitting_kernels(model), device_type="cuda")
@@ -465,9 +410,9 @@ def test_liger_is_as_exact_as_eager_in_bf16(family: str, keep_products: bool | N
     assert close(*whole, 1e-3)
 
 
-@needs_liger
+@needs_kernels
 @pytest.mark.parametrize("family", FAMILIES)
-def test_liger_is_exact_in_fp32(family: str) -> None:
+def test_kernels_are_exact_in_fp32(family: str) -> None:
     model = make_model(family, device="cuda")
     plain = use_attention(copy.deepcopy(model), "eager")
     got = run(use_kernels(use_attention(model, "eager"), device_type="cuda"), "cuda")

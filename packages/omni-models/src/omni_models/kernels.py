@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from omni_models.experts import is_experts
-from omni_models.liger import INSTALL, Kernels, has_liger, make_liger
+from omni_models.fused import Kernels, make_triton
 from omni_models.proofs import (
     Gate,
     Gated,
@@ -31,6 +31,7 @@ from omni_models.proofs import (
     prove_norm,
 )
 from omni_models.proofs_rope import ROTATE, Rope, looks_like_attention, prove_rope, prove_tables
+from omni_models.rows import has_triton
 
 M = TypeVar("M", bound=PreTrainedModel)
 Fit = Norm | Gated | Gate | Rope
@@ -47,7 +48,7 @@ def use_kernels(model: M, names: Literal["auto"] | Sequence[str] = "auto", *, de
 
     Args:
         model: any model, also on the meta device.
-        names: some of `NAMES`, or "auto" for all that fit, which is none where Liger cannot run.
+        names: some of `NAMES`, or "auto" for all that fit, which is none where they cannot run.
         device_type: where the model will run.
 
     Raises:
@@ -55,12 +56,12 @@ def use_kernels(model: M, names: Literal["auto"] | Sequence[str] = "auto", *, de
     """
     problems = kernel_problems(device_type)
     if names == "auto":
-        return model if problems else apply_kernels(model, make_liger(), fitting_kernels(model))
+        return model if problems else apply_kernels(model, make_triton(), fitting_kernels(model))
     if unknown := _unknown(names):
         raise ValueError(unknown)
     if problems and names:
         raise ValueError(f"{', '.join(names)}: {' '.join(problems)} Or pass names='auto' or names=().")
-    return apply_kernels(model, make_liger(), names) if names else model
+    return apply_kernels(model, make_triton(), names) if names else model
 
 
 def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M:
@@ -93,8 +94,8 @@ def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M
 
 
 def describe_kernels(model: PreTrainedModel, *, device_type: str) -> dict[str, str]:
-    """Which kernel fits each class of module, and why none does, in words. Pure, but looks for Liger's files."""
-    words = {"liger-kernel": " ".join(problems)} if (problems := kernel_problems(device_type)) else {}
+    """Which kernel fits each class of module, and why none does, in words. Pure, but looks for Triton's files."""
+    words = {"triton": " ".join(problems)} if (problems := kernel_problems(device_type)) else {}
     fused = {type(m).__name__: f"{getattr(m, _FUSED)}, {_use(m)}" for m in model.modules() if hasattr(m, _FUSED)}
     return words | _words(plan_kernels(model)) | fused
 
@@ -106,12 +107,12 @@ def fitting_kernels(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def kernel_problems(device_type: str) -> list[str]:
-    """Why Liger's kernels cannot run on this kind of device, in words; empty if they can. Imports nothing."""
+    """Why the fused kernels cannot run on this kind of device, in words; empty if they can. Imports nothing."""
     problems = []
     if device_type != "cuda":
         problems.append(f"fused kernels run on CUDA, not on {device_type}.")
-    if not has_liger():
-        problems.append(f"fused kernels need liger-kernel, which is not installed: {INSTALL}.")
+    if not has_triton():
+        problems.append("fused kernels need Triton, which is not installed: it comes with torch for CUDA on Linux.")
     return problems
 
 

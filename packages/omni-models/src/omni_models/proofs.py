@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.configuration_utils import PreTrainedConfig
 
+from omni_models.rms_norm import rms_norm_by_formula
+
 # Whatever a forward raises on an input that it was not written for.
 UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
 _ACTS: dict[Literal["silu", "gelu"], Callable[[Tensor], Tensor]] = {
@@ -82,7 +84,7 @@ def prove_norm(module: nn.Module) -> Norm | str:
     ]
     try:
         out = type(module).forward(probe, x)
-        found = [each for each in options if equals(out, _rms_norm(x, probe.weight, *each, "gemma"))]
+        found = [each for each in options if equals(out, rms_norm_by_formula(x, probe.weight, *each, "gemma"))]
         if len(found) != 1:
             return "it computes something else than x * rsqrt(mean(x^2) + eps) * weight, or * (1 + weight)"
         probe = probe.to(torch.bfloat16)
@@ -91,16 +93,9 @@ def prove_norm(module: nn.Module) -> Norm | str:
     except UNFIT as error:
         return f"it fails on a plain input ({type(error).__name__})"
     for casting in ("llama", "gemma"):
-        if equals_in_bits(out, _rms_norm(x, probe.weight, *found[0], casting)):
+        if equals_in_bits(out, rms_norm_by_formula(x, probe.weight, *found[0], casting)):
             return Norm(*found[0], casting)
     return "it rounds elsewhere than a norm of Llama or of Gemma"
-
-
-def _rms_norm(x: Tensor, weight_H: Any, eps: float, offset: float, casting: str) -> Tensor:
-    wide = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-    if casting == "llama":
-        return wide.to(x.dtype) * (offset + weight_H)
-    return (wide * (offset + weight_H.float())).to(x.dtype)
 
 
 def prove_gated(module: nn.Module) -> Gated | str:

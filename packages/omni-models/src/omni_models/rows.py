@@ -175,9 +175,10 @@ def sum_rows(rows_RH: Tensor, place_TK: Tensor, used: Tensor, weights_TK: Tensor
 
 def fuses(rows: Tensor) -> bool:
     """Whether kernels of Triton run on such a tensor."""
-    return rows.is_cuda and rows.dtype in _DTYPES and _has_triton()
+    return rows.is_cuda and rows.dtype in _DTYPES and has_triton()
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed. Looks for its files and imports nothing."""
     return find_spec("triton") is not None
