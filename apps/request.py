@@ -98,7 +98,7 @@ class Config:
     experts. auto: grouped wherever the model and the widths of its experts allow it."""
     kernels: Literal["auto", "none"] = "auto"
     """Fused kernels for norms, gated activations and rotary positions. auto: where they are proven to fit this model,
-    on GPUs, if Liger is installed."""
+    on GPUs."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100
