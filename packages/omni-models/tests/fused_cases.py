@@ -129,14 +129,13 @@ def _norms(dtype: torch.dtype) -> list[dict[str, Any]]:
             cases += [{"name": f"norm {name} {casting} {dtype}", "do": "rms_norm", "inputs": [x, weight], **options}]
     x, weight = draw(6, 96, seed=0) * 1e-3, draw(96, seed=1).float()
     rest = {"options": [1e-3, 1.0, "gemma"], "d_outs": [draw(6, 96, seed=2)]}
-    return [
-        *cases,
-        {"name": f"norm of fp32 weight, large eps {dtype}", "do": "rms_norm", "inputs": [x, weight], **rest},
-    ]
+    mixed = {"name": f"norm of fp32 weight, large eps {dtype}", "do": "rms_norm", "inputs": [x, weight], **rest}
+    frozen = {"name": f"norm of frozen weight {dtype}", "inputs": [x], "options": [weight, *rest["options"]]}
+    return [*cases, mixed, mixed | frozen]
 
 
-def _norm(case: dict[str, Any], x: Tensor, weight_H: Tensor) -> list[Tensor]:
-    eps, offset, casting = case["options"]
+def _norm(case: dict[str, Any], x: Tensor, *weight: Tensor) -> list[Tensor]:
+    weight_H, eps, offset, casting = (*weight, *case["options"])
     normed, scale = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps), offset + weight_H
     if casting == "llama":
         dtype = case["inputs"][0].dtype
@@ -149,7 +148,7 @@ def _turns(dtype: torch.dtype) -> list[dict[str, Any]]:
     kinds = {
         "plain": (2, 5, 4, 2, 16, 16, 1, 16, False, False),
         "many heads, tables by row": (2, 3, 20, 3, 128, 128, 2, 128, False, False),
-        "half tables, fp32": (2, 3, 3, 1, 12, 12, 2, 6, True, False),
+        "half tables, fp32": (2, 3, 3, 1, 15, 12, 2, 6, True, False),
         "part of a head": (2, 3, 3, 1, 40, 12, 1, 12, False, True),
         "large heads, half of each": (1, 2, 5, 5, 256, 128, 1, 128, True, False),
         "no tokens": (2, 0, 4, 2, 16, 16, 1, 16, False, False),
