@@ -12,7 +12,8 @@ Dimensions: P ranks of a group, n numbers that each of them keeps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from platform import node
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ Empty = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
 class Links:
     """What moves numbers between the ranks of a group. Both are for the current stream, which waits for them."""
 
+    name: str
     empty: Empty
     """Memory that the two others can send from: of a shape, a dtype and a device, the same on all ranks."""
     gather: Callable[[Tensor, dist.ProcessGroup], None]
@@ -80,8 +82,25 @@ def exchange_by_copies(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received_Pn
 
 
-COLLECTIVES = Links(empty_anywhere, gather_by_collective, exchange_by_collective)
-COPIES = Links(empty_shared, gather_by_copies, exchange_by_copies)
+COLLECTIVES: Final = Links("collectives", empty_anywhere, gather_by_collective, exchange_by_collective)
+COPIES: Final = Links("copies", empty_shared, gather_by_copies, exchange_by_copies)
+
+
+def find_links(device: torch.device) -> Links:
+    """`COPIES` if all ranks of the world have GPUs of one host that can read each other's memory, else `COLLECTIVES`.
+
+    Effect: collective, of the world.
+
+    Args:
+        device: of this rank.
+    """
+    if device.type != "cuda" or dist.get_world_size() == 1:
+        return COLLECTIVES
+    places = _tell((node(), device.index))
+    near = len({host for host, _ in places}) == 1
+    others = [gpu for _, gpu in places if gpu != device.index]
+    reads = near and all(torch.cuda.can_device_access_peer(device.index, gpu) for gpu in others)
+    return COPIES if all(_tell(reads)) else COLLECTIVES
 
 
 class Gather:
@@ -140,6 +159,13 @@ def sum_ranks_(total_n: Tensor, received_Pn: Tensor, own_n: Tensor, rank: int) -
     for part_n in parts[1:]:
         total_n += part_n
     return total_n
+
+
+def _tell(value: Any) -> list[Any]:
+    """The `value` of every rank of the world."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _others(group: dist.ProcessGroup) -> list[int]:
