@@ -5,6 +5,8 @@ the training state.
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel
+from omni_parallel.fp8 import apply_fp8 as apply_fp8
+from omni_parallel.fp8 import fp8_problems as fp8_problems
 from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.offload import offload_blocks as offload_blocks
