@@ -22,7 +22,7 @@ from omni_models import (
     experts_problems,
     loss_problems,
 )
-from omni_parallel import has_shared_experts
+from omni_parallel import ParallelPlan, fp8_problems, has_shared_experts
 
 GATHERED_BYTES: Final = 2 << 30
 """Most bytes of parameters of all blocks that stay gathered unasked."""
@@ -34,6 +34,7 @@ class Compute:
 
     attention: str
     experts: str
+    linear: Literal["plain", "fp8"]
     loss: Literal["auto", "chunked", "full"]
 
 
@@ -63,12 +64,15 @@ def choose_compute(
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
     problems += balance_problems(model, config.balance)
+    if config.linear == "fp8":
+        capability = torch.cuda.get_device_capability() if device == "cuda" else None
+        problems += fp8_problems(device, capability, model, ParallelPlan(facts.blocks))
     if facts.experts and facts.experts_per_token > facts.num_experts:
         problems.append(
             f"num_experts_per_tok={facts.experts_per_token} chooses more experts than the {facts.num_experts} there "
             "are: lower it in the configuration."
         )
-    return Compute(attention, experts, loss), problems
+    return Compute(attention, experts, config.linear, loss), problems
 
 
 def choose_gathered(config: Config, facts: ModelFacts, spec: MeshSpec, device: str, dtype: torch.dtype) -> bool:

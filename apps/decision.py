@@ -78,6 +78,7 @@ class Decision:
         again = self.plan.reshard_after_forward
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
         blocks = f"{len(self.plan.blocks)} blocks"
+        linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),
             ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
@@ -87,7 +88,7 @@ class Decision:
             ("start", f"continues {found}" if found else self.start),
             *((("changed", ", ".join(changed)),) if changed else ()),
             *((("saves", saves),) if saves else ()),
-            ("compute", f"{self.dtype} on {self.device}, attention {how.attention}, loss {how.loss}"),
+            ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),
             ("kernels", ", ".join(self.kernels) or "those of transformers"),
             ("memory", f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}; {gathered}"),

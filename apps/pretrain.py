@@ -48,6 +48,7 @@ from omni_models import (
 )
 from omni_parallel import (
     apply_ep,
+    apply_fp8,
     apply_ulysses,
     grad_norm,
     init_state,
@@ -78,6 +79,7 @@ def main(config: Config) -> None:
         model = use_experts(model, run.compute.experts)
         model = apply_ulysses(model, mesh, run.plan, over=map_attention)
         model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
+        model = apply_fp8(model, run.plan) if run.compute.linear == "fp8" else model
         model = offload_blocks(recompute_blocks(model, run.plan), run.plan)
         model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if found else config.weights, seed=config.seed)
@@ -93,8 +95,7 @@ def main(config: Config) -> None:
             forget_rows(config.out, state.step)
 
         # Train.
-        stop = min(config.steps, config.stop_after or config.steps)
-        first, due = state.step, False
+        first, stop, due = state.step, min(config.steps, config.stop_after or config.steps), False
         begin = expect_steps(dog, mesh, config.timeout_s)
         with (
             closing(read_batches(config, run, cursor, mesh)) as batches,

@@ -99,6 +99,10 @@ class Config:
     kernels: Literal["auto", "none"] = "auto"
     """Fused kernels for norms, gated activations and rotary positions. auto: where they are proven to fit this model,
     on GPUs."""
+    linear: Literal["plain", "fp8"] = "plain"
+    """How linear layers of blocks are computed. fp8: their matrix products in 8-bit floats, each tensor scaled by its
+    largest magnitude, on GPUs from Ada and Hopper on; faster where layers are wide, and the loss is that of plain but
+    for noise. Head, embeddings, routers and experts stay as they are, and so do the master weights."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100

@@ -180,8 +180,8 @@ def test_in_bf16_only_what_comes_out_is_rounded_once_more(device: str, T: int, K
     expected = by_formula(x_TK, model.block[0].weight.detach(), model.block[0].bias.detach(), dy_TN)
     for name, tensor in by_layer(model, x_TK, dy_TN).items():
         assert tensor.dtype == torch.bfloat16
-        # The half of a last digit of bf16, and as much again for sums of the forward pass in few digits.
-        assert distance(tensor, expected[name]) < 2**-8, name
+        # Half a last digit of bf16, and in the forward pass as much again for accumulators of few digits.
+        assert distance(tensor, expected[name]) < (2**-8 if name == "y" else 2**-9), name
 
 
 def test_what_is_lost_is_what_the_formats_leave_out() -> None:

@@ -3,9 +3,9 @@
 Inputs and weights are in e4m3, which has the more digits, and gradients in e5m2, which has the wider range
 (Micikevicius et al., 2022, arXiv:2209.05433): those of one tensor are often far apart, token by token, and what falls
 below the range of e4m3, 18 powers of two, would be lost. A tensor has one scale, made anew each time from its largest
-magnitude, which then is the largest of the format (dynamic tensorwise scaling); nothing is remembered from step to step.
-The products of the forward pass add up in what accumulators of 8-bit products hold, those of gradients exactly, in fp32.
-What comes out is in the dtype that came in.
+magnitude, which becomes the largest of the format (dynamic tensorwise scaling); no step remembers another. Products add
+up in the accumulators of the hardware, narrower than fp32: in the forward pass all the way, which is faster, and for
+gradients only over short stretches. What comes out is in the dtype that came in.
 
     y = x w^T + b       x (T, K) by w (N, K)
     dx = dy w           dy (T, N) by w^T (K, N)
@@ -75,8 +75,8 @@ def apply_fp8(model: M, plan: ParallelPlan) -> M:
 def find_linears(model: nn.Module, plan: ParallelPlan) -> tuple[str, ...]:
     """Names of the linear layers inside the blocks of `plan` that can multiply 8-bit floats. Pure.
 
-    Left out are those with features that are no multiple of 16, routers of experts, spread experts, and what is no plain
-    `nn.Linear` or has a forward of its own already.
+    Left out are those with features that are no multiple of 16, routers of experts, spread experts, and what is no
+    plain `nn.Linear` or has a forward of its own already.
     """
     blocks = tuple(f"{name}." for name in plan.blocks)
     experts = tuple(f"{name}." for name in plan.experts)
@@ -239,7 +239,7 @@ def multiply(
     bias: Tensor | None = None,
     fast: bool = False,
 ) -> Tensor:
-    """a b^T in `dtype`, of 8-bit floats each times its step, with `bias` added. `fast` sums in fewer digits."""
+    """a b^T in `dtype`, of 8-bit floats, each times its step, with `bias` added; `fast` adds up in fewer digits."""
     # Private to torch, which has no public operator yet. It adds no bias in fp32.
     inside = bias if dtype != torch.float32 else None
     steps = {"scale_a": a_step, "scale_b": b_step}
