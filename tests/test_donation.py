@@ -12,6 +12,7 @@ from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
 from omni_models import build_model, describe, fill_weights, map_attention, read_config, summed_loss, use_attention
 from omni_parallel import (
     AdamWConfig,
+    apply_fp8,
     clip_grads_,
     constant,
     init_state,
@@ -58,6 +59,7 @@ def test_a_donated_model_and_state_come_back() -> None:
         plan = plan_parallel(describe(model), mesh.spec)
         assert use_attention(model, "sdpa") is model
         assert map_attention(model, lambda attend: attend) is model
+        assert apply_fp8(model, plan) is model
         assert recompute_blocks(model, plan) is model
         assert shard_fsdp(model, mesh, plan, param_dtype=torch.float32) is model
         assert fill_weights(model, None) is model

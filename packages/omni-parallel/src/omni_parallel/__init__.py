@@ -1,5 +1,5 @@
-"""Parallel training as functions over a model: cutting rows, spreading experts, sharding, recomputation, clipping, and
-the training state.
+"""Parallel training as functions over a model: cutting rows, spreading experts, sharding, recomputation, 8-bit linear
+layers, clipping, and the training state.
 """
 
 from omni_parallel.ep import ExpertsFn as ExpertsFn

@@ -240,7 +240,7 @@ def multiply(
     fast: bool = False,
 ) -> Tensor:
     """a b^T in `dtype`, of 8-bit floats, each times its step, with `bias` added; `fast` adds up in fewer digits."""
-    # Private to torch, which has no public operator yet. It adds no bias in fp32.
+    # Private to torch, whose public `scaled_mm` has no version for CPUs in torch 2.11. It adds no bias in fp32.
     inside = bias if dtype != torch.float32 else None
     steps = {"scale_a": a_step, "scale_b": b_step}
     out_MN = torch._scaled_mm(a_MK, b_NK.t(), **steps, bias=inside, out_dtype=dtype, use_fast_accum=fast)
