@@ -1,9 +1,11 @@
 """Rows of random tokens: words/, a tokenizer of random words, and words.jsonl, its text, in the working directory.
 
 uv run benchmarks/words.py
+uv run benchmarks/words.py --rows 4000 --length 365 --sigma 1 --to packed.jsonl
 """
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,11 @@ class Config:
     rows: int = 64
     """Documents."""
     length: int = 8191
-    """Words of a document."""
+    """Words of a document: the median, if `sigma` is not 0."""
+    sigma: float = 0.0
+    """Of the logarithm of lengths, which are then log-normal."""
+    to: Path = Path("words.jsonl")
+    """The file of the documents."""
 
 
 def main(config: Config) -> None:
@@ -31,10 +37,9 @@ def main(config: Config) -> None:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained("words")
     random.seed(0)
-    texts = (
-        " ".join(f"w{random.randrange(1, config.vocab_size)}" for _ in range(config.length)) for _ in range(config.rows)
-    )
-    Path("words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lengths = [max(1, round(random.lognormvariate(math.log(config.length), config.sigma))) for _ in range(config.rows)]
+    texts = (" ".join(f"w{random.randrange(1, config.vocab_size)}" for _ in range(length)) for length in lengths)
+    config.to.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 if __name__ == "__main__":
