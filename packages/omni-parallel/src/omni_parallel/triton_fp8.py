@@ -13,10 +13,11 @@ from torch import Tensor
 
 from omni_parallel.fp8 import ALIGNED, LEAST
 
-_LOOKING = 1024
-"""Programs that look for the largest at most, as many as an H100 or H200 runs at once."""
+_LOOKING = 512
+"""Programs that look for the largest at most, about as many as an H100 or H200 runs at once."""
 _BLOCK = 8192
-_TILE = 128
+_TILE_T, _TILE_K = 128, 64
+"""With eight warps small enough for three of them at once, and stores of whole sectors both ways."""
 
 
 def quantize(
@@ -42,10 +43,10 @@ def quantize(
         largest_R = x_TK.new_empty(R, dtype=torch.int32)
         step = x_TK.new_empty((), dtype=torch.float32)
         _largest[(R,)](largest_R, x_TK, T * K, _BLOCK, num_warps=8)
-    grid = (triton.cdiv(P, _TILE), triton.cdiv(K, _TILE))
+    grid = (triton.cdiv(P, _TILE_T), triton.cdiv(K, _TILE_K))
     most = torch.finfo(dtype).max
     tensors, sizes = (rows_TK, turned_KP, step, largest_R, x_TK), (T, K, P, R)
-    _quantize[grid](*tensors, *sizes, most, LEAST, _LOOKING, _TILE, num_warps=8)
+    _quantize[grid](*tensors, *sizes, most, LEAST, _LOOKING, _TILE_T, _TILE_K, num_warps=8)
     return rows_TK, turned_KP, step
 
 
@@ -75,26 +76,32 @@ def _quantize(
     MOST: tl.constexpr,
     LEAST: tl.constexpr,
     LOOKING: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE_T: tl.constexpr,
+    TILE_K: tl.constexpr,
 ):
+    # Where the tile begins may be beyond 32 bits, what is in it is not, and half as wide in registers.
+    first_token, first_feature = tl.program_id(0).to(tl.int64) * TILE_T, tl.program_id(1) * TILE_K
+    token, feature = tl.arange(0, TILE_T)[:, None], tl.arange(0, TILE_K)[None, :]
+    held = feature < K - first_feature
+    inside = (token < T - first_token) & held
+    corner, places = first_token * K + first_feature, token * K + feature
+    # Asked for before the scale, which takes a while to find.
+    values = tl.load(x + corner + places, mask=inside, other=0).to(tl.float32)
     if largest is None:
         unit = tl.load(step)
     else:
-        places = tl.arange(0, LOOKING)
-        bits = tl.max(tl.load(largest + places, mask=places < R, other=0))
+        found = tl.arange(0, LOOKING)
+        bits = tl.max(tl.load(largest + found, mask=found < R, other=0))
         whole = bits.to(tl.float32, bitcast=True)
         unit = tl.where(bits == 0, 1.0, tl.div_rn(tl.maximum(whole, LEAST), MOST))
         # From the bits of infinity on.
         unit = tl.where(bits >= 0x7F800000, float("nan"), unit)
         if tl.program_id(0) + tl.program_id(1) == 0:
             tl.store(step, unit)
-    token = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)[:, None]
-    feature = (tl.program_id(1) * TILE + tl.arange(0, TILE))[None, :]
-    inside = (token < T) & (feature < K)
-    values = tl.load(x + token * K + feature, mask=inside, other=0).to(tl.float32)
     values = tl.clamp(values * tl.div_rn(1.0, unit), -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
     if rows is not None:
-        tl.store(rows + token * K + feature, values.to(rows.dtype.element_ty), mask=inside)
+        tl.store(rows + corner + places, values.to(rows.dtype.element_ty), mask=inside)
     if turned is not None:
-        places = feature.to(tl.int64) * P + token
-        tl.store(turned + places, values.to(turned.dtype.element_ty), mask=(token < P) & (feature < K))
+        corner_KP, places_KP = first_feature.to(tl.int64) * P + first_token, feature * P + token
+        padded = (token < P - first_token) & held
+        tl.store(turned + corner_KP + places_KP, values.to(turned.dtype.element_ty), mask=padded)
