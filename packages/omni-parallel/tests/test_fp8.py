@@ -24,6 +24,7 @@ from omni_parallel import ParallelPlan, apply_fp8, fp8_problems, recompute_block
 from omni_parallel.fp8 import GRADIENTS, LEAST, VALUES, Memo, find_linears, find_step, quantize
 from omni_parallel.plan import KEPT
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 CUDA = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a GPU")])]
 DIGITS = {VALUES: (3, -6), GRADIENTS: (2, -14)}
@@ -288,6 +289,49 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
             assert (mine is None) == (other is None)
             if mine is not None and other is not None and not step.isnan():
                 assert mine.dtype == other.dtype and torch.equal(mine.float(), other.float())
+
+
+FORMS = {
+    "rows": (("rows", "largest"), 2),
+    "both": (("rows", "turned", "largest"), 4),
+    "turned, of a known scale": (("turned",), 2),
+}
+"""The pointers that a kernel gets beside its input, and how many stores of 16 bytes a thread has at least."""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [VALUES, GRADIENTS], ids=str)
+def test_the_kernels_compile_and_move_16_bytes_at_once(dtype: torch.dtype, form: str) -> None:
+    from omni_parallel import triton_fp8 as kernels
+
+    (pointers, stores), eight = FORMS[form], {VALUES: "*fp8e4nv", GRADIENTS: "*fp8e5"}[dtype]
+    types = {"rows": eight, "turned": eight, "largest": "*i32"}
+    types = {name: types[name] for name in pointers} | {"step": "*fp32", "x": "*bf16"} | dict.fromkeys("TKPR", "i32")
+    constants = dict.fromkeys({"rows", "turned", "largest"} - set(pointers))
+    constants |= {"MOST": torch.finfo(dtype).max, "LEAST": LEAST, "LOOKING": kernels._LOOKING}
+    constants |= {"TILE_T": kernels._TILE_T, "TILE_K": kernels._TILE_K}
+    code = compile_ahead(kernels._quantize, types, constants)
+    assert code.count("st.global.v4.b32") >= stores and code.count("ld.global.v4.b32") >= 4
+    assert f"cvt.rn.satfinite.{'e4m3' if dtype == VALUES else 'e5m2'}x2.f32" in code
+    code = compile_ahead(kernels._largest, {"largest": "*i32", "x": "*bf16", "N": "i32"}, {"BLOCK": kernels._BLOCK})
+    assert code.count("ld.global.v4.b32") >= 4
+
+
+def compile_ahead(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> str:
+    """What `kernel` is on a Hopper GPU, where sizes divide by 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in types},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
 
 
 class Count(TorchDispatchMode):
