@@ -50,9 +50,11 @@ def test_a_rank_that_is_frozen_is_named_and_ends_the_run(
     assert found is not None and step_of(found) == newest
 
 
-def test_a_save_may_take_longer_than_a_step(run: Run, tmp_path: Path) -> None:
-    config = replace(config_in(tmp_path / "run"), steps=4, save_every=3, timeout_s=2.0)
-    assert [row["step"] for row in run(train_slowly_saving, 2, config, 5.0)[0]] == [1, 2, 3, 4]
+@pytest.mark.parametrize(("save_every", "background"), [(3, False), (4, True)], ids=["by the step", "waited for"])
+def test_a_save_may_take_longer_than_a_step(save_every: int, background: bool, run: Run, tmp_path: Path) -> None:
+    config = replace(config_in(tmp_path / "run"), steps=4, save_every=save_every, timeout_s=2.0)
+    config = replace(config, save_in_background=background)
+    assert [row["step"] for row in run(train_slowly_saving, 2, config, 4.0)[0]] == [1, 2, 3, 4]
 
 
 @pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
