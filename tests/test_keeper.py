@@ -44,13 +44,15 @@ def test_twenty_saves_in_the_background_leak_nothing(run: Run, tmp_path: Path) -
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_prune_that_fails_is_told_each_time_and_the_run_goes_on(background: bool, run: Run, tmp_path: Path) -> None:
-    config = replace(SMALL, out=tmp_path / "run", steps=5, save_every=1, keep=1, save_in_background=background)
+    out = tmp_path / "run" / "hf_hunter2hunter2"
+    config = replace(SMALL, out=out, steps=5, save_every=1, keep=1, save_in_background=background)
     rows, told = run(train_and_tell, 1, config, Fault("pruned", 0, "broken"))[0]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     lines = [line for line in told.splitlines() if line.startswith("NOT PRUNED: ")]
     assert len(lines) == 4
     for step, line in enumerate(lines, 2):
         assert f"step-{step:08d} is saved, and the run goes on" in line and "Input/output error" in line
+    assert "hunter2" not in told, "a path may have a secret"
     assert [step_of(path) for path in steps(config.out)] == [5]
 
 
