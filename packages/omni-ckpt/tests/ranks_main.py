@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from checking import check_shares
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -216,7 +217,7 @@ def recovered(folder: Path) -> dict[str, str]:
     set_aside(choice)
     dist.barrier()
     assert choice.path is not None
-    return {
+    return check_shares(choice.path) | {
         "damaged": refused,
         "newest whole": f"{choice.path.name}: {list(choice.damaged.values())}",
         "set aside": str(sorted(path.name for path in root.iterdir())),

@@ -303,6 +303,12 @@ def test_ranks_choose_the_newest_whole_checkpoint_together_and_set_the_damaged_a
     assert ranks[0]["set aside"] == [str(names)] * 3
 
 
+def test_ranks_share_the_files_to_check_each_is_read_once_and_each_damage_is_found(ranks):
+    assert (ranks[0]["nothing wrong"], ranks[0]["each is read once"]) == (["[]"] * 3, ["True"] * 3)
+    files = [".metadata", "__0_0.distcp", "__1_0.distcp", "__2_0.distcp", "state.json"]
+    assert ranks[0]["damages found"] == [str([[f"{file} holds other bytes than were written"] for file in files])] * 3
+
+
 def test_a_peer_that_stops_or_dies_in_a_save_is_seen_and_nothing_is_published(ranks):
     assert "RuntimeError: " in ranks[0]["stopped"][0]
     assert "RuntimeError: " in ranks[0]["killed"][0]
