@@ -188,27 +188,46 @@ def test_however_the_launcher_ends_no_rank_is_left(tmp_path, end, by, code, word
     assert all(gone(pid) for pid in pids)
 
 
-def test_who_is_told_to_leave_before_there_are_ranks_ends_them_once_they_are_there(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "begun", "code", "words"),
+    [("SIGTERM", 0, 143, "Stopped by SIGTERM"), ("SIGINT", 1, 130, "Interrupted")],
+    ids=["told to leave before there are ranks", "interrupted between two ranks"],
+)
+def test_whoever_ends_a_launcher_that_is_starting_ranks_ends_those_that_come(tmp_path, number, begun, code, words):
     process = start(
         tmp_path,
-        """
+        f"""
+        from pathlib import Path
+
+        BEGUN = Path({str(tmp_path / "begun")!r})
+
         class Telling:
             sent = 0
 
             def __reduce__(self):
-                # The launcher looks whether this can be sent, and then sends it to a rank that it is about to start.
+                # The launcher looks whether this can be sent, and then sends it to each rank that it is about to start.
                 Telling.sent += 1
-                if Telling.sent == 2:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if Telling.sent == 2 + {begun}:
+                    while {begun} and not BEGUN.exists():
+                        time.sleep(0.05)
+                    os.kill(os.getpid(), signal.{number})
+                    time.sleep(0.1)  # Until it is heard.
                 return (Telling, ())
 
         def main(config):
+            BEGUN.touch()
+            say("pid", os.getpid())
             time.sleep(600)
         """,
         call=CALL.replace("Config(10.0)", "Telling()"),
     )
-    _, err = process.communicate(timeout=90)
-    assert (process.returncode, err) == (143, "Stopped by SIGTERM: every rank has ended.\n")
+    try:
+        out, err = process.communicate(timeout=60)  # As long as there is a rank: it holds the pipe.
+    finally:
+        again_and_again(process.pid, signal.SIGKILL)
+    assert (process.returncode, err) == (code, f"{words}: every rank has ended.\n")
+    assert len(lines_of(out, "pid")) == begun
+    assert all(gone(pid) for [pid] in lines_of(out, "pid"))
 
 
 def test_ranks_that_heed_a_signal_save_their_work_and_the_launcher_ends_well(tmp_path):
