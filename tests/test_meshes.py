@@ -8,6 +8,7 @@ import torch
 from ranks import Run
 from training import SMALL, train, write_family
 from trouble import train_and_copy
+from uneven import load_each, save_again, train_uneven
 
 from omni_ckpt import latest, load_dcp, stored
 from omni_mesh import MeshConfig
@@ -49,3 +50,18 @@ def test_a_run_goes_from_mesh_to_mesh(order: tuple[str, ...], run: Run, tmp_path
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     for mine, theirs in zip(rows, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+
+
+def test_dims_that_no_number_of_ranks_divides_go_from_any_number_to_any_other(run: Run, tmp_path: Path) -> None:
+    meshes = {str(ranks): MeshConfig(shard=ranks) for ranks in (4, 3, 2, 1)}
+    meshes["2 x 2"] = MeshConfig(replicate=2, shard=2)
+    ranks = {name: mesh.replicate * mesh.shard for name, mesh in meshes.items()}
+    paths = {name: tmp_path / name for name in meshes}
+    (expected,) = set(run(train_uneven, 4, meshes["4"], paths["4"]))
+    for name in list(meshes)[1:]:
+        run(save_again, ranks[name], meshes[name], paths["4"], paths[name])
+    for name, mesh in meshes.items():
+        (found,) = {tuple(each.items()) for each in run(load_each, ranks[name], mesh, paths)}
+        before = dict(found).pop("none")
+        assert found[1:] == tuple((source, expected) for source in paths), f"on {name}"
+        assert before != expected
