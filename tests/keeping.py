@@ -14,7 +14,7 @@ import torch.distributed as dist
 from request import Config
 from storage import add_storage
 from training import train
-from trouble import swapped
+from trouble import local, swapped
 
 from omni_ckpt import Fault, latest
 
@@ -29,6 +29,28 @@ def train_and_tell(config: Config, fault: Fault) -> tuple[list[dict[str, float]]
     """The metrics of a run in which something goes wrong with each save, and what it says on stderr."""
     with redirect_stderr(io.StringIO()) as told, swapped(pretrain, Keeper=partial(pretrain.Keeper, at=fault)):
         return train(config), told.getvalue()
+
+
+def train_and_look(config: Config) -> tuple[list[dict[str, float]], list[bool]]:
+    """The metrics of a run, and whether its input and output embeddings are one parameter, with one memory: once all is
+    loaded, and at the end."""
+    models: list[Any] = []
+    tied: list[bool] = []
+
+    def look() -> None:
+        first, last = models[0].get_input_embeddings().weight, models[0].get_output_embeddings().weight
+        tied.append(first is last and local(first).data_ptr() == local(last).data_ptr())
+
+    class Looking(pretrain.Keeper):
+        def make_room(self, state: Any, *args: Any) -> str:
+            models.append(state.model)
+            look()
+            return super().make_room(state, *args)
+
+    with swapped(pretrain, Keeper=Looking):
+        rows = train(config)
+    look()
+    return rows, tied
 
 
 def lose_the_place(config: Config, after: int) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from about import changed_settings, settle
 from decide import decide
-from keeping import train_in_storage
+from keeping import train_and_look, train_in_storage
 from ranks import Run
 from redact import plain_values
 from storage import add_storage
 from training import SMALL, train, write_family
 
-from omni_ckpt import read_plain
+from omni_ckpt import read_plain, step_dir, stored
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig
 from omni_parallel import AdamWConfig
@@ -94,6 +94,22 @@ def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_pa
     whole = run(train, 1, replace(SMALL, out=tmp_path / "whole"))[0]
     assert [row["targets"] for row in ours] == [row["targets"] for row in whole]
     for mine, theirs in zip(ours, whole, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_tied_weights_are_saved_once_and_stay_tied_from_mesh_to_mesh(run: Run, tmp_path: Path) -> None:
+    model = write_family("qwen2", tmp_path)
+    config = replace(SMALL, model=model, tokenizer="bytes", steps=6, out=tmp_path / "run")
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    rows: list[dict[str, float]] = []
+    for ranks, stop in ((2, 2), (1, 4), (4, 6)):
+        told = run(train_and_look, ranks, replace(config, mesh=MeshConfig(shard=ranks), stop_after=stop))
+        assert [tied for _, tied in told] == [[True, True]] * ranks
+        rows = told[0][0]
+        names = stored(step_dir(config.out, stop), prefix="state.model")
+        assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
+    for mine, theirs in zip(rows, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
 
