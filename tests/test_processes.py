@@ -1,4 +1,4 @@
-"""Processes end as they should: told to leave they save and leave well, and killed they are started again."""
+"""Processes end as they should: told to leave they save and leave well, and what they refuse is told in words."""
 
 import json
 import os
@@ -6,37 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
 import pytest
 import torch
-from ranks import Run
 from room import check_room, free_memory, group_memory, will_go
-from training import SMALL, train
+from starting import ROOT, alone, rows_of, torchrun
 
 from omni_ckpt import Retention, latest, save_dcp, step_dir, step_of
-from omni_mesh import MeshConfig
-
-ROOT = Path(__file__).parent.parent
-EXACT = ("step", "loss", "grad_norm", "lr")
-
-
-def numbers(rows: list[dict[str, float]]) -> list[list[float]]:
-    return [[row[name] for name in EXACT] for row in rows]
-
-
-def rows_of(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
 
 PRETRAIN = str(ROOT / "apps" / "pretrain.py")
-
-
-def torchrun(ranks: int, *how: str) -> tuple[str, ...]:
-    how = ("--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *how)
-    return ("-m", "torch.distributed.run", *how)
 
 
 @pytest.mark.parametrize(("ranks", "by"), [(2, ()), (1, torchrun(1))], ids=["launch", "torchrun"])
@@ -60,10 +40,6 @@ def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kep
     else:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 2, "told once, and nothing else"
-
-
-def alone() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
 
 def test_a_run_of_which_every_process_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> None:
@@ -154,24 +130,6 @@ def test_torchrun_that_is_told_to_leave_fails_though_its_ranks_have_left_well(tm
     process.send_signal(signal.SIGTERM)
     told, _ = process.communicate(timeout=60)
     assert (process.returncode, told) == (1, "left\nleft\n")
-
-
-def test_a_run_that_torchrun_starts_again_is_the_unbroken_run(run: Run, tmp_path: Path) -> None:
-    main = [str(ROOT / "tests" / "faulty_main.py"), str(tmp_path / "run"), str(tmp_path / "mark")]
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *torchrun(2, "--max-restarts", "1"), *main],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=alone() | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mark").exists()
-    assert time.monotonic() - begun < 120
-    config = replace(SMALL, steps=6, mesh=MeshConfig(shard=2))
-    assert numbers(rows_of(tmp_path / "run")) == numbers(run(train, 2, replace(config, out=tmp_path / "whole"))[0])
 
 
 def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> None:
