@@ -2,6 +2,8 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import omni_ckpt.hf
 from omni_ckpt.dcp import save_dcp
 from omni_ckpt.hf import merge_to_hf, plan_shards
 
@@ -160,22 +161,25 @@ def test_a_damaged_checkpoint_is_not_merged(tmp_path):
         merge_to_hf(source, tmp_path / "hf")
 
 
-def stop(*_):
-    raise KeyboardInterrupt
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What `merge_main.py` found after each merge that it had killed, and after the last of a kind, which was not."""
+    folder = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, Path(__file__).parent / "merge_main.py", folder], check=True, timeout=300)
+    return json.loads((folder / "merges.json").read_text())
 
 
-@pytest.mark.parametrize("where", ["save_file", "write_json", "publish"])
-def test_a_merge_that_stops_leaves_nothing_that_loads(where, tmp_path, monkeypatch):
-    source = checkpoint(tmp_path, weights())
-    with monkeypatch.context() as patch:
-        patch.setattr(omni_ckpt.hf, where, stop)
-        with pytest.raises(KeyboardInterrupt):
-            merge_to_hf(source, tmp_path / "hf", max_bytes=300)
-    assert not (tmp_path / "hf").exists()
-    # Even under its temporary name, there is no index before the last file is there.
-    assert (tmp_path / "hf.tmp" / INDEX).exists() == (where == "publish")
-    assert same(merged(merge_to_hf(source, tmp_path / "hf", max_bytes=300)), weights())
-    assert not (tmp_path / "hf.tmp").exists()
+@pytest.mark.parametrize("size", ["one file", "three files"])
+def test_a_merge_that_is_killed_at_any_line_or_in_a_file_leaves_nothing_half_that_loads(size, killed):
+    lines = [found for case, found in killed.items() if case.startswith(f"{size}, kill_at_line")]
+    files = [found for case, found in killed.items() if case.startswith(f"{size}, kill_in_file")]
+    assert len(lines) > 20 and len(files) == {"one file": 2, "three files": 4}[size]
+    assert {"nothing", "whole"} == {there for there, *_ in lines} == {there for there, *_ in files}
+    # Even under its temporary name: there is no index before the last file is there.
+    assert "half" not in [under_way for _, under_way, *_ in lines]
+    assert size == "one file" or "half" not in [under_way for _, under_way, *_ in files]
+    for _, _, after, left in (*lines, *files):
+        assert (after, left) == ("whole", ["hf"]), "the next merge"
 
 
 def test_others_may_read_what_they_may_list(tmp_path):
