@@ -53,15 +53,25 @@ def main(config: Config) -> None:
     check_free(config.to)
     to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
     merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
-    for file in assets.iterdir():
-        shutil.copy(file, config.to)
-    if config.dtype:
-        path = config.to / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": config.dtype}, indent=2) + "\n")
+    add_assets(assets, config.to, config.dtype)
     others = [str(step_of(path)) for path in steps(root) if path.name != source.name]
     more = f" (--step chooses another: {', '.join(others)})" if others and config.step is None else ""
     said = '--chat --prompt "Hello"' if (config.to / "chat_template.jinja").is_file() else '--prompt "The "'
     print(without_secrets(f"{source}{more} is merged. Try: uv run apps/infer.py {config.to} {said}"))
+
+
+def add_assets(assets: Path, to: Path, dtype: str | None) -> None:
+    """Put what is in `assets` beside the weights in `to`, and say that these are of `dtype`. Effect: writes.
+
+    The configuration, without which nothing loads the directory, comes last and whole.
+    """
+    for file in assets.iterdir():
+        if file.name != "config.json":
+            shutil.copy(file, to)
+    shutil.copy(assets / "config.json", part := to / "config.json.tmp")
+    if dtype:
+        part.write_text(json.dumps(json.loads(part.read_text()) | {"dtype": dtype}, indent=2) + "\n")
+    part.rename(to / "config.json")
 
 
 def choose(root: Path, step: int | None) -> Path:

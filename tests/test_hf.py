@@ -3,8 +3,11 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import infer
 import merge
@@ -104,6 +107,36 @@ def test_a_merge_casts_when_asked_and_writes_shards_of_a_bounded_size(run: Run, 
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+
+
+def test_killed_anywhere_a_merge_leaves_no_configuration_before_all_else_is_there(run: Run, tmp_path: Path) -> None:
+    """A kill leaves what is there before the next line: it is looked at before each."""
+    run(train, 1, replace(SMALL, steps=1, out=tmp_path / "run"))
+    to, found = tmp_path / "merged", list[dict[str, bytes]]()
+
+    def look() -> None:
+        found.append({file.name: file.read_bytes() for file in to.iterdir()})
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename != merge.__file__:
+            return None
+        if event == "line" and to.is_dir():
+            look()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        merge.main(merge.Config(run=tmp_path / "run", to=to, dtype="bfloat16"))
+    finally:
+        sys.settrace(before)
+    look()
+    assert json.loads(found[-1]["config.json"])["dtype"] == "bfloat16"
+    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= found[
+        -1
+    ].keys()
+    assert [*found[0]] == ["model.safetensors"]
+    assert all(files == found[-1] for files in found if "config.json" in files)
 
 
 def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
