@@ -164,12 +164,17 @@ def files(directory: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_directory_comes_back_byte_for_byte_as_transformers_writes_it(name: str, run: Run, tmp_path: Path) -> None:
     model = make_mixture(name)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.view(-1)[:2] = torch.tensor([-0.0, torch.nan])  # Which no comparison of values tells from others.
     model.save_pretrained(tmp_path / "hf", max_shard_size="30KB")
     run(read_and_save, 4, name, SPREAD, tmp_path / "hf", tmp_path / "step")
     merge_to_hf(tmp_path / "step", tmp_path / "back", to_hf=hf_keys(model), max_bytes=30_000)
     theirs, ours = files(tmp_path / "hf"), files(tmp_path / "back")
     assert ours.keys() == theirs.keys()
-    assert all(ours[key].dtype == tensor.dtype and torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+    for key, tensor in theirs.items():
+        assert (ours[key].dtype, ours[key].shape) == (tensor.dtype, tensor.shape), key
+        assert ours[key].numpy().tobytes() == tensor.numpy().tobytes(), key
 
 
 def test_reading_and_merging_take_less_than_two_shards(run: Run, tmp_path: Path) -> None:
