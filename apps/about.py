@@ -50,9 +50,9 @@ def settle(config: Config, run: Decision) -> dict[str, Any]:
 
 _FREE: Final = (
     *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
-    *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "set_rows_aside"),
-    *("recompute", "offload", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad", "mix.changed"),
-    "eval",
+    *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "links", "offload"),
+    *("set_rows_aside", "recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad"),
+    *("mix.changed", "eval"),
 )
 """Settings that change no numbers, or that `decide` refuses to change."""
 

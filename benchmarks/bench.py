@@ -55,8 +55,6 @@ class Config(request.Config):
 
     balanced: bool = False
     """Overrule the routers."""
-    copies: bool = False
-    """Gather and sum by copies between the GPUs."""
     profile_at: int | None = None
     """After so many steps, profile three on the first rank, and print where their time went."""
     trace: Path | None = None
@@ -73,10 +71,6 @@ def main(config: Config) -> None:
             raise ValueError(f"steps={config.steps} ends before three steps after profile_at are seen: run longer.")
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
-    if config.copies:
-        from omni_parallel.links import COPIES
-
-        pretrain.shard_fsdp = partial(pretrain.shard_fsdp, links=COPIES)
     pretrain.main(config)
 
 

@@ -68,6 +68,8 @@ def test_kernels_compile_and_read_16_bytes_at_once(name: str, dtype: str) -> Non
         constexprs={(names.index(each),): value for each, value in constants.items()},
         attrs={(names.index(each),): [["tt.divisibility", 16]] for each in types if each != "eps"},
     )
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"]
+    options = {"num_warps": warps, "enable_fp_fusion": not name.startswith("_rotate")}
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     wide = [len(re.findall(rf"{do}\.global(?:\.\w+)*\.v4\.b32", code)) for do in ("ld", "st")]
     assert all(have >= want for have, want in zip(wide, CALLS[name], strict=True)), wide
+    assert not name.startswith("_rotate") or "fma" not in code

@@ -118,7 +118,8 @@ def round_to(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     digits, smallest = DIGITS[dtype]
     most = torch.finfo(dtype).max
     largest = x.abs().max().float()
-    step = torch.ones_like(largest) if largest == 0 else largest / most
+    # By a tensor: on a GPU torch divides by a number by multiplying with its inverse.
+    step = torch.ones_like(largest) if largest == 0 else largest / torch.full_like(largest, most)
     scaled = (x.float() * (1 / step)).double()
     exponents = torch.frexp(scaled)[1].sub(1).clamp(min=smallest)
     unit = torch.exp2(exponents.double() - digits)

@@ -54,6 +54,7 @@ def rotate(
             pairs,
             rest,
             num_warps=min(4, max(1, heads * max(pairs, rest // 2) // 256)),
+            enable_fp_fusion=False,  # Fused with a sum, a product would not be rounded, as it is by transformers.
         )
     return q_out, k_out
 

@@ -13,7 +13,7 @@ Dimensions: P ranks of a group, n numbers that each of them keeps.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from platform import node
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ class Links:
     """From (P * n,) of this `empty`, a part for each rank, to (P, n), a part from each; from itself, anything."""
 
 
-def gather_by_collective(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
+def gather_by_collective_(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
     """One all-gather, in place."""
     own = whole_Pn.chunk(group.size())[group.rank()]
     dist.all_gather_into_tensor(whole_Pn, own, group=group)
@@ -61,7 +61,7 @@ def empty_shared(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
         return torch.empty(*shape, dtype=dtype, device=device)
 
 
-def gather_by_copies(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
+def gather_by_copies_(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
     """Read what the others have, from the next rank on, so that no two read from one at once."""
     shared, parts = _symmetric_memory().rendezvous(whole_Pn, group), whole_Pn.chunk(group.size())
     shared.barrier()
@@ -82,25 +82,32 @@ def exchange_by_copies(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received_Pn
 
 
-COLLECTIVES: Final = Links("collectives", empty_anywhere, gather_by_collective, exchange_by_collective)
-COPIES: Final = Links("copies", empty_shared, gather_by_copies, exchange_by_copies)
+COLLECTIVES: Final = Links("collectives", empty_anywhere, gather_by_collective_, exchange_by_collective)
+COPIES: Final = Links("copies", empty_shared, gather_by_copies_, exchange_by_copies)
 
 
-def find_links(device: torch.device) -> Links:
-    """`COPIES` if all ranks of the world have GPUs of one host that can read each other's memory, else `COLLECTIVES`.
-
-    Effect: collective, of the world.
+def find_links(device: torch.device, asked: Literal["auto", "collectives", "copies"] = "auto") -> Links:
+    """The links that were asked for; by themselves copies wherever they can be. Effect: collective, of the world.
 
     Args:
         device: of this rank.
+        asked: by name, the same on all ranks.
+
+    Raises:
+        ValueError: if copies were asked for and not all ranks have GPUs of one host that read each other's memory.
     """
-    if device.type != "cuda" or dist.get_world_size() == 1:
+    if asked == "collectives" or (asked == "auto" and (device.type != "cuda" or dist.get_world_size() == 1)):
         return COLLECTIVES
-    places = _tell((node(), device.index))
-    near = len({host for host, _ in places}) == 1
-    others = [gpu for _, gpu in places if gpu != device.index]
-    reads = near and all(torch.cuda.can_device_access_peer(device.index, gpu) for gpu in others)
-    return COPIES if all(_tell(reads)) else COLLECTIVES
+    places = _tell((node(), device.index if device.type == "cuda" else None))
+    hosts, gpus = {host for host, _ in places}, [gpu for _, gpu in places if gpu != device.index]
+    alike = device.type == "cuda" and len(hosts) == 1 and None not in gpus
+    can = _tell(alike and all(torch.cuda.can_device_access_peer(device.index, gpu) for gpu in gpus))
+    if asked == "copies" and not all(can):
+        raise ValueError(
+            f"links=copies: rank {can.index(False)} cannot read the memory of all others. They need GPUs of one host "
+            f"with NVLink or peer access, and are on {', '.join(sorted(hosts))}: use links=auto or links=collectives."
+        )
+    return COPIES if all(can) else COLLECTIVES
 
 
 class Gather:

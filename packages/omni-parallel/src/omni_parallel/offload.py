@@ -10,6 +10,7 @@ It is done by torch's hooks on what autograd saves, so it reaches whatever saves
 that is recomputed its inputs, and the outputs that it keeps.
 """
 
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -30,8 +31,7 @@ SMALLEST: Final = 1 << 20
 
 
 def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) -> M:
-    """The same model, holding in host memory what the blocks in `plan.offload` keep for their backward pass. Donates
-    `model`.
+    """The same model, with what the blocks in `plan.offload` keep for later in host memory. Donates `model`.
 
     Parameters stay where they are, and so do tensors of less than `smallest` bytes. Numbers are the same to the bit.
     Apply it after `recompute_blocks` and before `shard_fsdp`. Host memory is pinned when it is first needed, and used
@@ -55,7 +55,7 @@ def _offloaded(depot: "Depot", forward: Callable[..., Any], *args: Any, **kwargs
         return forward(*args, **kwargs)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Host:
     """Memory of the host, used again and again."""
 
@@ -197,7 +197,7 @@ class Depot:
 
     def _find_host(self, x: Tensor) -> Host:
         free = self.free.setdefault((x.numel(), x.dtype), [])
-        return free.pop() if free else Host(_pin(torch.empty(x.numel(), dtype=x.dtype), pinned=x.is_cuda))
+        return free.pop() if free else _make_host(x)
 
     def _ways(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
         if self.ways is None:
@@ -205,17 +205,25 @@ class Depot:
         return self.ways  # pyright: ignore[reportReturnType]
 
 
-def _pin(memory: Tensor, *, pinned: bool) -> Tensor:
-    """`memory`, which does not move any more. Torch's own pinned memory is of powers of two: up to twice as much."""
-    if pinned:
-        gigabytes = memory.nbytes / 1e9
-        error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-        if int(error):
-            raise MemoryError(
-                f"the host cannot pin {gigabytes:.2f} GB more for activations ({error}): offload fewer blocks, or have "
-                "them keep less."
-            )
-    return memory
+def _make_host(x: Tensor) -> Host:
+    """Memory of the host for `x`, pinned if it is to come from a GPU and go back there.
+
+    Pages of its own are pinned. Torch pins powers of two, up to twice as much.
+    """
+    if not x.is_cuda:
+        return Host(torch.empty(x.numel(), dtype=x.dtype))
+    pages = mmap.mmap(-1, x.nbytes)
+    memory = torch.frombuffer(pages, dtype=torch.uint8).view(x.dtype)
+    cuda = torch.cuda.cudart()
+    error = cuda.cudaHostRegister(memory.data_ptr(), x.nbytes, 0)
+    if int(error):
+        raise MemoryError(
+            f"the host cannot pin {x.nbytes / 1e9:.2f} GB more for activations ({error}): offload fewer blocks, or "
+            "have them keep less."
+        )
+    host = Host(memory)
+    weakref.finalize(host, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False
+    return host
 
 
 def _is_worth(x: Tensor, smallest: int) -> bool:
