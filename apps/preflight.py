@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Never, ParamSpec, Protocol, TypeVar
 
-import tyro
+from flags import parse
 from redact import without_secrets
 
 from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
@@ -58,7 +58,7 @@ def start(main: Callable[[C], None], decide: Callable[[C], object], config_type:
     """
     ignore_saves()
     sys.excepthook = _tell_failure
-    config = tyro.cli(config_type, description=manual)
+    config = parse(config_type, manual)
     _told(check_restarts, config)
     _told(decide, config)
     ranks, restarts = planned_ranks(config.mesh), config.max_restarts
@@ -82,7 +82,7 @@ def check_restarts(config: HasMesh) -> None:
 def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:
     """Parse the command line and run `main` in this process. Exits with 2 and the problem if there is one."""
     sys.excepthook = _tell_failure
-    _told(main, tyro.cli(config_type, description=manual))
+    _told(main, parse(config_type, manual))
 
 
 def _told(f: Callable[[T], object], config: T) -> None:

@@ -34,7 +34,8 @@ class MeshConfig:
     replicate: int = 1
     """Data parallel replicas: copies of the sharded model, which sum their gradients (HSDP; DDP if shard is 1)."""
     shard: int = -1
-    """Data parallel shards: parameters, gradients and optimizer state are cut this many ways (FSDP, ZeRO-3)."""
+    """Data parallel shards: parameters, gradients and optimizer state are cut this many ways (FSDP, ZeRO-3). -1: as
+    many as there are ranks or GPUs, divided by the sizes of the other axes."""
     cp: int = 1
     """Context parallel size: each sequence is cut this many ways, keys and values travel round a ring."""
     sp: int = 1
