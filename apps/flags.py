@@ -2,38 +2,47 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, get_type_hints
 
 import tyro
 from docstring_parser import parse_from_object
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 C = TypeVar("C")
+NOTHING: Final = MappingProxyType({})
 
 
-def parse(config_type: type[C], manual: str | None, *, args: Sequence[str] | None = None) -> C:
+Told = Mapping[type, Mapping[str, str | None]]
+"""Of fields of a dataclass, what is said instead of their docstrings; None hides the flag."""
+
+
+def parse(config_type: type[C], manual: str | None, *, told: Told = NOTHING, args: Sequence[str] | None = None) -> C:
     """What the command line asks for. Effect: exits if it asks for help, or for what there is not.
 
     Args:
         config_type: of the app.
         manual: what its help begins with.
+        told: of flags, otherwise than by their docstrings.
         args: instead of those of this process.
     """
     registry = ConstructorRegistry()
-    registry.struct_rule(flags_of)
+    registry.struct_rule(partial(flags_of, told=told))
     return tyro.cli(config_type, description=manual, args=args, registry=registry)
 
 
-def flags_of(info: StructTypeInfo) -> StructConstructorSpec | None:
+def flags_of(info: StructTypeInfo, *, told: Told) -> StructConstructorSpec | None:
     """The fields of a dataclass as flags. Their docstrings are running text: the lines of the source, which tyro keeps,
     are not those of the terminal."""
     if not is_dataclass(info.type) or getattr(info.type, "__parameters__", ()):
         return None
-    hints, told = get_type_hints(info.type, include_extras=True), docs_of(info.type)
-    flags = [
-        StructFieldSpec(field.name, hints[field.name], _default(field, info), told.get(field.name))
-        for field in fields(info.type)
-    ]
+    hints, words = get_type_hints(info.type, include_extras=True), {**docs_of(info.type), **told.get(info.type, {})}
+    flags = []
+    for field in fields(info.type):
+        said = words.get(field.name, "")
+        hint = tyro.conf.Suppress[hints[field.name]] if said is None else hints[field.name]
+        flags.append(StructFieldSpec(field.name, hint, _default(field, info), said))
     return StructConstructorSpec(info.type, tuple(flags))
 
 

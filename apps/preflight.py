@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Never, ParamSpec, Protocol, TypeVar
 
-from flags import parse
+from flags import NOTHING, Told, parse
 from redact import without_secrets
 
 from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
@@ -49,7 +49,14 @@ def refuse(problems: list[str]) -> None:
         raise ValueError("this run cannot start:\n" + "\n".join(told))
 
 
-def start(main: Callable[[C], None], decide: Callable[[C], object], config_type: type[C], manual: str | None) -> None:
+def start(
+    main: Callable[[C], None],
+    decide: Callable[[C], object],
+    config_type: type[C],
+    manual: str | None,
+    *,
+    told: Told = NOTHING,
+) -> None:
     """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
 
     Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any, and so if
@@ -58,7 +65,7 @@ def start(main: Callable[[C], None], decide: Callable[[C], object], config_type:
     """
     ignore_saves()
     sys.excepthook = _tell_failure
-    config = parse(config_type, manual)
+    config = parse(config_type, manual, told=told)
     _told(check_restarts, config)
     _told(decide, config)
     ranks, restarts = planned_ranks(config.mesh), config.max_restarts

@@ -29,7 +29,7 @@ from step import (
     seed_all_,
     take_steps,
 )
-from tune import Config, decide_chats, with_weights
+from tune import TOLD, Config, decide_chats, with_weights
 from watch import forget_rows, what_next
 
 from omni_data import Cursor
@@ -129,4 +129,4 @@ def main(asked: Config) -> None:
 
 
 if __name__ == "__main__":
-    start(main, decide_chats, Config, __doc__)
+    start(main, decide_chats, Config, __doc__, told=TOLD)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import request
 import tyro
@@ -41,8 +41,29 @@ class Config:
         return self.run.out
 
 
+TOLD: Final = {
+    request.Config: {
+        "model": "Model to start from: a directory with its weights, as apps/merge.py writes it, or a hub name; or a "
+        "preset (tiny, qwen3-8b, ...), which is a shape only.",
+        "weights": "Directory or hub name of other safetensors to start from. Left out: those of --model, or random "
+        "ones if it is a preset.",
+        "data": "A .jsonl, .parquet, .arrow or .tar file of chats (a record each, in one of the formats above), "
+        "compressed too, a folder or pattern of them, a URL, hf:NAME for a dataset of the hub, or builtin. Several are "
+        "mixed: see --mix. After stream:, as in stream:s3://bucket/chats, it is read where it is and in order, "
+        "shuffled only nearby, and never copied or counted.",
+        "field": None,
+    }
+}
+"""What the flags of apps/pretrain.py are to chats, where that is something else."""
+
+
 def decide_chats(asked: Config) -> Decision:
     """What `asked` means on machines like this one. Effect: as `decide`. Raises `ValueError` with all that is wrong."""
+    if asked.run.field != request.Config().field:
+        raise ValueError(
+            f"--field {asked.run.field} has no meaning for chats, whose fields tell which format they have "
+            "(docs/data.md): leave it out, and rename the field to messages."
+        )
     decision = decide(with_weights(asked.run), kind=chats(asked.chat))
     if asked.run.weights is None and asked.run.model in PRESETS and decision.found is None:
         return replace(decision, start=f"{decision.start}: nothing was learned before, which --weights would bring")
