@@ -1,6 +1,7 @@
 """What will happen: every decision of a run, made before any process or weight is touched."""
 
 from collections.abc import Mapping
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from decision import Decision
 from disk import check_merged
 from kinds import Kind, texts
 from limits import check_numbers
+from names import read_named
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
@@ -69,7 +71,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         wanted = {"recompute": config.recompute, "offload": config.offload, "sp_chunks": config.sp_chunks}
         plan = attempt(problems, plan_parallel, facts, spec, keep_gathered=gathered, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
-    tokenizer = attempt(problems, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
+    tokenizer = attempt(problems, read_named, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
     parts = attempt(problems, open_parts, config, kind, tokenizer, facts.vocab_size if facts else None)
     problems += mix_problems(parts) if parts else []
     held_out = attempt(problems, open_held_out, config, kind, tokenizer, facts.vocab_size if facts else None)
@@ -86,7 +88,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     if model and isinstance(root, Path):
         attempt(problems, check_room, root, named_tensors(model), config.retention(), flag_of_root(config))
     if model and config.weights and not found:
-        attempt(problems, plan_weights, model, config.weights)
+        attempt(problems, read_named, partial(plan_weights, model), config.weights)
     if found and model:
         there = attempt(problems, stored, found, prefix="state.model")
         differing = [] if there is None else mismatches(named_tensors(model), there)
@@ -131,7 +133,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
 def read_merged(name: str) -> PreTrainedConfig:
     """The configuration of a model. Effect: reads files. Raises `ValueError` as `read_config`, or if it is a run."""
     check_merged(name)
-    return read_config(name)
+    return read_named(read_config, name)
 
 
 def kept_order(found: Path) -> dict[str, Any]:

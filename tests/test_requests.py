@@ -346,6 +346,21 @@ def test_code_beside_a_model_that_is_known_is_never_run(tmp_path: Path, monkeypa
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("flag", ["model", "weights", "tokenizer"])
+def test_what_looks_like_a_path_is_refused_at_once_and_the_hub_by_how_to_fetch(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    fetched = "network, fetch it: uv run apps/download.py runs/mine"
+    assert fetched in complaint(replace(SMALL, **{flag: "runs/mine"}))
+    (tmp_path / "runs").mkdir()
+    told = complaint(replace(SMALL, **{flag: "runs/mine"}))
+    assert "there is no runs/mine, and runs is a directory here" in told and "apps/download.py runs/mine" in told
+    assert "apps/download.py" not in complaint(replace(SMALL, **{flag: "./mine"}))
+
+
 def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
     with pytest.raises(ValueError, match="has read 30 rows, which 4 ranks cannot have shared evenly: continue on"):
         cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)
