@@ -74,8 +74,13 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
 
 
 def check_long(config: Config) -> None:
-    """Raises `ValueError` if it is said what becomes of long documents, and none is. Pure."""
+    """Raises `ValueError` if what is said of long documents can mean nothing. Pure."""
     packing = config.packing
+    if packing.how != "concat" and (packing.max_len or 0) > config.seq_len:
+        raise ValueError(
+            f"--packing.max-len {packing.max_len} is longer than a row, and with --packing.how {packing.how} no "
+            f"document is: take --seq-len {packing.max_len}, or leave it out, which means {config.seq_len}."
+        )
     if packing.how == "concat" and packing.long != "split" and packing.max_len is None:
         raise ValueError(
             f"--packing.long {packing.long} has no meaning where documents of any length are laid end to end: say how "

@@ -263,6 +263,11 @@ def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path
         decide(replace(config, data=(str(tmp_path / "ids.jsonl"),), eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match=r"--packing.long drop has no meaning .* by --packing.max-len"):
         decide(replace(config, data=(path,), packing=Packing(long="drop"), eval=EvalConfig()), 1)
+    for how in ("fit", "single"):
+        with pytest.raises(ValueError, match=rf"--packing.max-len 65 is longer than a row.* {how} .*--seq-len 65"):
+            decide(replace(config, data=(path,), packing=Packing(how, 65), eval=EvalConfig()), 1)
+    for packing in (Packing("fit", 64), Packing("concat", 65)):
+        decide(replace(config, data=(path,), packing=packing, eval=EvalConfig()), 1)
     with pytest.raises(ValueError, match="no source has a weight above zero"):
         decide(replace(config, data=(path,), mix=MixConfig(weights=("0",)), eval=EvalConfig()), 1)
 
