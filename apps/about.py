@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from decision import Decision
+from flags import as_word
 from limits import flat_values
 from redact import plain_values
 from request import Config
@@ -72,15 +73,10 @@ def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[
     before = flat_values(about.get("config", {})) | known
     now = flat_values(plain_values(asdict(config))) | {name: settled[name] for name in settled if name in known}
     return [
-        f"--{name.replace('_', '-')} {_word(before[name])} -> {_word(value)}"
+        f"--{name.replace('_', '-')} {as_word(before[name])} -> {as_word(value)}"
         for name, value in now.items()
         if not {name, name.split(".")[0]} & {*_FREE} and name in before and before[name] != value
     ]
-
-
-def _word(value: Any) -> str:
-    """A value as it is given to a flag."""
-    return "left out" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def check_about(about: Mapping[str, Any], path: Path) -> None:

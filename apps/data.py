@@ -1,8 +1,6 @@
 """The data of a run: its sources as parts of a mix, and what fixes the order of its rows."""
 
-from collections.abc import Mapping, Sequence, Sized
-from dataclasses import replace
-from hashlib import sha256
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from kinds import STREAM, Kind
@@ -10,9 +8,7 @@ from preflight import attempt
 from request import Config
 
 from omni_data import (
-    Cursor,
     Encode,
-    Packing,
     Part,
     Source,
     Streamed,
@@ -25,8 +21,6 @@ from omni_data import (
 from omni_data.fingerprint import spread
 from omni_data.mix import mix_problems
 from omni_data.read import first_of
-
-SEPARATOR = "+"
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
@@ -110,7 +104,7 @@ def open_held_out(
             attempt(problems, check_first, source, encode)
     count = config.eval.documents
     if count and any(not isinstance(source, Sized) for source in sources if source):
-        problems.append("documents are of sources that are counted: leave it out, or leave out `stream:`.")
+        problems.append(f"--eval.documents {count} is of sources that are counted: leave out {STREAM} or it.")
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
     parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
     if parts:
@@ -138,64 +132,3 @@ def check_first(source: Source[Any] | Streamed[Any], encode: Encode) -> None:
         first[0]
     else:
         first_of(first, 0)
-
-
-def fix_order(
-    config: Config, kind: Kind, parts: Sequence[Part] | None, tokenizer: TextTokenizer | None
-) -> dict[str, Any]:
-    """What fixes the rows of a step, beside the cursor and the batch; None is what cannot be told. Pure.
-
-    Documents that are laid end to end may go on in rows of another length; what is packed otherwise may not.
-    """
-    packing = config.packing
-    told = f"{packing.how}, {packing.max_len}, {packing.long}"
-    told += f", {packing.cost}" if packing.cost != Packing().cost else ""
-    return {
-        "data": SEPARATOR.join(part.name for part in parts) if parts else None,
-        "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
-        "shuffle": config.shuffle,
-        "seed": config.seed,
-        **kind.told,
-        **({"packing": told} if packing.how != "concat" or packing.max_len else {}),
-        **({"seq_len": config.seq_len} if packing.how != "concat" else {}),
-    }
-
-
-def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Why the place in the data that checkpoint `found` has means nothing in what is asked for now. Pure."""
-    facts = dict.fromkeys([*asked, *(fact for fact in ("packing", "seq_len", "chat") if fact in kept)])
-    differing = [fact for fact in facts if fact not in asked or asked[fact] not in (None, kept.get(fact))]
-    if config.mix.changed and "data" in differing:
-        differing.remove("data")
-    return [
-        f"{found} stands at a place in other data ({_tell_other(fact, config, kept, asked)}), which means "
-        "nothing in this: give it the same data, tokenizer and seed, or choose another --out."
-        + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
-        for fact in differing
-    ]
-
-
-def _tell_other(fact: str, config: Config, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """How `fact` differs: by the flag that gave it where it is a digest of files. Pure."""
-    if fact not in ("data", "tokenizer"):
-        return f"{fact} {kept.get(fact)}, now {asked.get(fact)}"
-    then, now = (" ".join(_words(value)) for value in (kept.get("flags", {}).get(fact), getattr(config, fact)))
-    if then == now:
-        return f"{fact}: {now} has other content now"
-    return f"{fact} {then}, now {now}"
-
-
-def _words(value: Any) -> Sequence[str]:
-    return value if isinstance(value, list | tuple) else [value or "left out"]
-
-
-def name_positions(cursor: Cursor, kept: Mapping[str, Any]) -> Cursor:
-    """The cursor of a checkpoint whose order is `kept`, of which the only source may not be named. Pure."""
-    if "" not in cursor.positions:
-        return cursor
-    return replace(cursor, positions={kept["data"]: cursor.positions[""]})
-
-
-def fingerprint_files(files: Mapping[str, bytes]) -> str:
-    """A short digest of files by name. Pure."""
-    return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]

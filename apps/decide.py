@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from compute import choose_compute, choose_dtype, choose_gathered
-from data import find_other_orders, fix_order, open_held_out, open_parts
+from data import open_held_out, open_parts
 from decision import Decision
 from disk import check_merged
 from kinds import Kind, texts
 from limits import check_numbers
 from names import read_named
+from order import find_other_orders, fix_order
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
@@ -164,14 +165,14 @@ def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int
     shards = kept.get("virtual_shards", lcm(240, dp)) if config.virtual_shards is None else config.virtual_shards
     micro = batch // dp if config.micro is None else config.micro
     problems = [
-        f"{name}={value} must be at least 1."
-        for name, value in (("batch", batch), ("micro", micro), ("virtual_shards", shards))
+        f"--{name} {value} must be at least 1."
+        for name, value in (("batch", batch), ("micro", micro), ("virtual-shards", shards))
         if value < 1
     ]
     if batch % dp:
-        problems.append(f"batch={batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")
+        problems.append(f"--batch {batch} rows do not divide among {dp} ranks: use a multiple of {dp}.")
     elif micro > 0 and (batch // dp) % micro:
-        problems.append(f"micro={micro} does not divide the {batch // dp} rows of each rank in batch={batch}.")
+        problems.append(f"--micro {micro} does not divide the {batch // dp} rows of each rank in --batch {batch}.")
     if kept.get("rows", 0) % dp:
         fits = [n for n in range(1, 2 * dp) if kept["rows"] % n == shards % n == 0]
         problems.append(
@@ -179,9 +180,9 @@ def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int
             f"continue on {' or '.join(map(str, fits[-3:]))} ranks."
         )
     if shards % dp:
-        problems.append(f"virtual_shards={shards} do not divide among {dp} ranks: use {-(-shards // dp) * dp}.")
+        problems.append(f"--virtual-shards {shards} do not divide among {dp} ranks: use {-(-shards // dp) * dp}.")
     if shards != kept.get("virtual_shards", shards):
-        problems.append(f"virtual_shards={shards}, but the checkpoint has {kept['virtual_shards']}: leave it out.")
+        problems.append(f"--virtual-shards {shards}, but the checkpoint has {kept['virtual_shards']}: leave it out.")
     if problems:
         raise ValueError("\n".join(problems))
     return batch, micro, shards

@@ -1,8 +1,11 @@
-"""The command line of an app: a flag for each field of its configuration, told by the docstring of the field."""
+"""The command line of an app: a flag for each field of its configuration, told by the docstring of the field, and the
+words of packages in terms of flags."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
+from shlex import quote
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -50,6 +53,35 @@ def docs_of(kind: type) -> Mapping[str, str]:
     """What the docstrings of a dataclass say of its fields, each in one line. Effect: reads its source."""
     found = [param for base in reversed(kind.__mro__) if is_dataclass(base) for param in parse_from_object(base).params]
     return {param.arg_name: " ".join(param.description.split()) for param in found if param.description}
+
+
+_SAID: Final = re.compile(
+    r"(?<![\w./-])((?P<name>field|max_bad|workers)=('(?P<quoted>[^']*)'|(?P<value>\w*))|packing\.long)"
+)
+"""How packages name what flags of an app give them."""
+
+
+def by_flags(told: str) -> str:
+    """`told` of a package, with what it was given named as flags are. Pure.
+
+    >>> by_flags("there is 'txt'. Did you mean field='txt'?"), by_flags("Choose one with `field=`.")
+    ("there is 'txt'. Did you mean --field txt?", 'Choose one with `--field`.')
+    >>> by_flags("of max_bad=6: a document is too long: let packing.long cut such ones")
+    'of --max-bad 6: a document is too long: let --packing.long cut such ones'
+    """
+    return _SAID.sub(_as_flag, told)
+
+
+def as_word(value: Any) -> str:
+    """A value as it is given to a flag. Pure."""
+    return "left out" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _as_flag(said: re.Match[str]) -> str:
+    if said["name"] is None:
+        return f"--{said[0]}"
+    value = said["value"] if said["quoted"] is None else quote(said["quoted"])
+    return f"--{said['name'].replace('_', '-')} {value}".rstrip()
 
 
 def _default(field: Any, info: StructTypeInfo) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Never, ParamSpec, Protocol, TypeVar
 
-from flags import NOTHING, Told, parse
+from flags import NOTHING, Told, by_flags, parse
 from redact import without_secrets
 
 from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
@@ -101,7 +101,7 @@ def _told(f: Callable[[T], object], config: T) -> None:
 
 
 def _tell(problem: str) -> Never:
-    print(without_secrets(f"error: {problem}"), file=sys.stderr, flush=True)
+    print(without_secrets(f"error: {by_flags(problem)}"), file=sys.stderr, flush=True)
     sys.exit(2)
 
 

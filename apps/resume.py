@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import torch
 from about import check_about
-from data import name_positions
 from disk import size_of
+from order import name_positions
 from patience import MARGIN_S
 from redact import without_secrets
 from request import Config

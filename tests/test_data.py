@@ -121,8 +121,14 @@ def test_packed_otherwise_a_run_stopped_and_continued_is_the_unbroken_one(run, t
     for one, other in zip(numbers(unbroken, "loss", "fill"), numbers(rest, "loss", "fill"), strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     assert unbroken[0]["documents_cut"] > 0
-    with pytest.raises(ValueError, match="packing"):
+    told = rf"\(--packing.how {how}, now concat; --packing.long right, now split\)"
+    with pytest.raises(ValueError, match=told) as caught:
         decide(replace(config, packing=Packing()), 1)
+    assert "--seq-len" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"\(--packing.max-len left out, now 50\)"):
+        decide(replace(config, packing=replace(config.packing, max_len=50)), 1)
+    with pytest.raises(ValueError, match=r"\(--seq-len 64, now 128\)"):
+        decide(replace(config, seq_len=128), 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -146,7 +152,7 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"Sources may join or leave with --mix.changed"):
         decide(joined, 1)
     Path(config.data[0]).write_text('{"text": "another"}\n')
-    with pytest.raises(ValueError, match=rf"other data \(data: {' '.join(config.data)} has other content now\)"):
+    with pytest.raises(ValueError, match=rf"other data \(--data {' '.join(config.data)} has other content now\)"):
         decide(config, 1)
     write(Path(config.data[0]), 300)
     rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]

@@ -1,7 +1,11 @@
 """What the command line says of its flags."""
 
+import json
 import re
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pretrain
@@ -47,3 +51,19 @@ def test_finetuning_says_what_flags_are_to_chats(capsys: pytest.CaptureFixture[s
     assert "--field" not in ours and "--field STR" in theirs
     with pytest.raises(ValueError, match=r"--field talk has no meaning for chats"):
         sft.decide_chats(parse(sft.Config, None, args=["--field", "talk"]))
+
+
+def test_what_packages_refuse_is_told_by_flags_also_where_a_rank_does(tmp_path: Path) -> None:
+    texts = [{"text": "a row " * 20}, *[{"text": 3}] * 3]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+
+    def ask(*flags: str) -> str:
+        command = [sys.executable, pretrain.__file__, "--data", "web.jsonl", "--steps", "2", "--shard", "1", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "Did you mean --field text?" in ask("--field", "txet")
+    assert "Choose one with `--field`." in ask("--field", "zzz")
+    assert "documents cannot be used, of --max-bad 1:" in ask("--max-bad", "1")
+    assert "let --packing.long drop" in ask("--packing.how", "fit", "--packing.long", "error", "--packing.max-len", "9")

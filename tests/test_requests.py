@@ -115,9 +115,9 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "ranks", "part"),
     [
-        ({"batch": 10}, 4, "batch=10 rows do not divide among 4 ranks: use a multiple of 4"),
-        ({"micro": 5}, 1, "micro=5 does not divide the 12 rows of each rank in batch=12"),
-        ({"virtual_shards": 7}, 2, "virtual_shards=7 do not divide among 2 ranks: use 8"),
+        ({"batch": 10}, 4, "--batch 10 rows do not divide among 4 ranks: use a multiple of 4"),
+        ({"micro": 5}, 1, "--micro 5 does not divide the 12 rows of each rank in --batch 12"),
+        ({"virtual_shards": 7}, 2, "--virtual-shards 7 do not divide among 2 ranks: use 8"),
         ({"seq_len": 1}, 1, "--seq-len 1 must be at least 2"),
         ({"stop_after": 0}, 1, "--stop-after 0 must be at least 1"),
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),

@@ -143,8 +143,8 @@ def test_a_checkpoint_keeps_its_batch_and_refuses_other_data(run: Run, tmp_path:
     (tmp_path / "other.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError) as told:
         decide(replace(left_out, data=(str(tmp_path / "other.txt"),), seed=3, virtual_shards=480), 1)
-    other = "stands at a place in other data (data builtin, now "
-    for part in (other, "(seed 0, now 3)", "the checkpoint has 12: leave it out"):
+    other = "stands at a place in other data (--data builtin, now "
+    for part in (other, "(--seed 0, now 3)", "the checkpoint has 12: leave it out"):
         assert part in str(told.value)
 
 

@@ -62,6 +62,8 @@ def test_workers_and_a_stop_change_no_bit(run: Run, tmp_path: Path) -> None:
     whole = run(tune, 1, asked)[0]
     split = replace(asked, run=replace(asked.run, out=tmp_path / "split"))
     run(tune, 1, replace(split, run=replace(split.run, stop_after=2, workers=2)))
+    with pytest.raises(ValueError, match=r"\(--chat.learn assistant, now --chat.learn last\)"):
+        sft.decide_chats(replace(split, chat=ChatConfig(learn="last")))
     assert [row["loss"] for row in run(tune, 1, split)[0]] == [row["loss"] for row in whole]
 
 

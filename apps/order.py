@@ -1,0 +1,96 @@
+"""What fixes the order of the rows of a run, and whether a checkpoint stands in the same."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from typing import Any, Final
+
+from flags import as_word
+from kinds import Kind
+from limits import flat_values
+from request import Config
+
+from omni_data import Cursor, Packing, Part, TextTokenizer
+
+SEPARATOR: Final = "+"
+
+
+def fix_order(
+    config: Config, kind: Kind, parts: Sequence[Part] | None, tokenizer: TextTokenizer | None
+) -> dict[str, Any]:
+    """What fixes the rows of a step, beside the cursor and the batch; None is what cannot be told. Pure.
+
+    Documents that are laid end to end may go on in rows of another length; what is packed otherwise may not.
+    """
+    packing = config.packing
+    told = f"{packing.how}, {packing.max_len}, {packing.long}"
+    told += f", {packing.cost}" if packing.cost != Packing().cost else ""
+    return {
+        "data": SEPARATOR.join(part.name for part in parts) if parts else None,
+        "tokenizer": fingerprint_files(tokenizer.files) if tokenizer else None,
+        "shuffle": config.shuffle,
+        "seed": config.seed,
+        **kind.told,
+        **({"packing": told} if packing.how != "concat" or packing.max_len else {}),
+        **({"seq_len": config.seq_len} if packing.how != "concat" else {}),
+    }
+
+
+def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Why the place in the data that checkpoint `found` has means nothing in what is asked for now. Pure."""
+    facts = dict.fromkeys([*asked, *(fact for fact in ("packing", "seq_len", "chat") if fact in kept)])
+    differing = [fact for fact in facts if fact not in asked or asked[fact] not in (None, kept.get(fact))]
+    if config.mix.changed and "data" in differing:
+        differing.remove("data")
+    if not ("seq_len" in asked and "seq_len" in kept) and "seq_len" in differing:
+        differing.remove("seq_len")  # Of packings that differ, one does not depend on it.
+    return [
+        f"{found} stands at a place in other data ({_tell_other(fact, config, kept, asked)}), which means "
+        "nothing in this: give it the same data, tokenizer and seed, or choose another --out."
+        + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
+        for fact in differing
+    ]
+
+
+def _tell_other(fact: str, config: Config, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """How `fact` differs, by the flags that gave it. Pure."""
+    flags = kept.get("flags", {})
+    if fact == "chat":
+        return f"{tell_chat(kept.get(fact))}, now {tell_chat(asked.get(fact))}"
+    if fact == "packing" and fact in flags:
+        then, now = flat_values({fact: flags[fact]}), flat_values({fact: asdict(config.packing)})
+        return "; ".join(_differ(name, then.get(name), now[name]) for name in now if now[name] != then.get(name))
+    if fact not in ("data", "tokenizer"):
+        return _differ(fact, kept.get(fact), asked.get(fact))
+    then, now = as_word(flags.get(fact)), as_word(getattr(config, fact))
+    return f"--{fact} {now} has other content now" if then == now else f"--{fact} {then}, now {now}"
+
+
+def _differ(name: str, then: Any, now: Any) -> str:
+    return f"--{name.replace('_', '-')} {as_word(then)}, now {as_word(now)}"
+
+
+def tell_chat(told: str | None) -> str:
+    """What fixes the tokens of chats, by the flags that gave it. Pure.
+
+    >>> tell_chat('["last", {"enable_thinking": false}]')
+    '--chat.learn last --chat.options enable_thinking=false'
+    """
+    if told is None:
+        return "no chats"
+    learn, options = json.loads(told)
+    each = "".join(f" {name}={json.dumps(value)}" for name, value in options.items())
+    return f"--chat.learn {learn}" + (f" --chat.options{each}" if each else "")
+
+
+def name_positions(cursor: Cursor, kept: Mapping[str, Any]) -> Cursor:
+    """The cursor of a checkpoint whose order is `kept`, of which the only source may not be named. Pure."""
+    if "" not in cursor.positions:
+        return cursor
+    return replace(cursor, positions={kept["data"]: cursor.positions[""]})
+
+
+def fingerprint_files(files: Mapping[str, bytes]) -> str:
+    """A short digest of files by name. Pure."""
+    return sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()[:16]
