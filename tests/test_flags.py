@@ -64,6 +64,6 @@ def test_what_packages_refuse_is_told_by_flags_also_where_a_rank_does(tmp_path: 
         return done.stderr
 
     assert "Did you mean --field text?" in ask("--field", "txet")
-    assert "Choose one with `--field`." in ask("--field", "zzz")
     assert "documents cannot be used, of --max-bad 1:" in ask("--max-bad", "1")
+    (tmp_path / "web.jsonl").write_text(json.dumps(texts[0]))
     assert "let --packing.long drop" in ask("--packing.how", "fit", "--packing.long", "error", "--packing.max-len", "9")

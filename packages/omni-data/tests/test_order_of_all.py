@@ -334,6 +334,8 @@ def test_documents_that_are_all_dropped_are_an_error_and_no_hang():
     how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 2}
     with pytest.raises(ValueError, match=r"long: row \d: this and the 9999 documents before it are longer"):
         next(stream_batches(source, Cursor(), packing=Packing("fit", long="drop"), **how))
+    with pytest.raises(ValueError, match=r"longer than the 4 that fit.*\nNone of the 9999 documents before it can be"):
+        next(stream_batches(source, Cursor(), packing=Packing("fit", long="error"), **how))
 
 
 def test_a_source_that_comes_back_goes_on_where_it_left():

@@ -28,7 +28,7 @@ WINDOW, MOST_ROWS = 65_536, 32
 """Tokens of a window, about, and rows at most: enough that what is left free at its end is little of it."""
 
 _PATIENCE = 10_000
-"""Documents that are dropped in a row before there are taken to be no others."""
+"""Documents that are dropped, or too long to be used, in a row before there are taken to be no others."""
 
 Row = list[Sample]
 
@@ -138,7 +138,9 @@ def _cut_pieces(reads: Iterator[Read], start: Position, packing: Packing, seq_le
                 parts = limit_length(read.sample, most, packing.long)
             except ValueError as error:
                 problem = f"{read.name()}: {error}"
-        dropped = 0 if parts else dropped + (read.sample is not None and not problem)
+        dropped = 0 if parts else dropped + (read.sample is not None)
+        if dropped >= _PATIENCE and problem:
+            raise ValueError(f"{problem}\nNone of the {dropped - 1} documents before it can be used either.")
         if dropped >= _PATIENCE:
             raise ValueError(
                 f"{read.name()}: this and the {dropped - 1} documents before it are longer than {limit} tokens, and "
