@@ -1,8 +1,10 @@
 """Chats as the data of a run: the template they are written by, and which of their tokens are learnt."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +14,6 @@ from kinds import STREAM, Kind
 from transformers import AutoTokenizer
 
 from omni_data import (
-    ChatTokenizer,
     Encode,
     Learn,
     Record,
@@ -38,6 +39,8 @@ PLAIN: Final = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
 """Of tokenizers that have none."""
+_CODE: Final = re.compile(r"\{[{%].*?[}%]\}", re.DOTALL)
+_WORD: Final = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def chats(config: ChatConfig) -> Kind:
 
     def encoder(tokenizer: TextTokenizer, vocab_size: int | None) -> Encode:
         fast = chat_tokenizer(tokenizer)
+        check_options(options, fast.chat_template)
         return partial(encode_chat, tokenizer=fast, learn=config.learn, template_kwargs=options)
 
     told = {"chat": json.dumps([config.learn, options], sort_keys=True)}
@@ -92,8 +96,8 @@ def has_template(tokenizer: TextTokenizer) -> bool:
     return "chat_template" in config or any(name.startswith("chat_template") for name in tokenizer.files)
 
 
-def chat_tokenizer(tokenizer: TextTokenizer) -> ChatTokenizer:
-    """The same tokenizer as transformers has it, which knows chat templates.
+def chat_tokenizer(tokenizer: TextTokenizer) -> Any:
+    """The same tokenizer as transformers has it, a `ChatTokenizer`.
 
     Raises:
         ValueError: if it has none that it can write.
@@ -106,6 +110,17 @@ def chat_tokenizer(tokenizer: TextTokenizer) -> ChatTokenizer:
             "--chat.template, or the tokenizer of a model that was trained on chats."
         )
     return fast
+
+
+def check_options(options: Iterable[str], template: str | Mapping[str, str]) -> None:
+    """Raises `ValueError` if the template, or any of several by name, does not mention one of `options`. Pure."""
+    text = template if isinstance(template, str) else "\n".join(template.values())
+    known = sorted({word for code in _CODE.findall(text) for word in _WORD.findall(code)})
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "look for its name there."
+            raise ValueError(f"--chat.options {name}: the chat template has no such variable: {hint}")
 
 
 def read_template(path: Path) -> str:

@@ -101,6 +101,14 @@ def test_all_that_is_wrong_with_chats_is_told_at_once(tmp_path: Path) -> None:
     for options in (("enable_thinking",), ("a=b",), ("=1",)):
         with pytest.raises(ValueError, match="an option is name=value with a value in JSON"):
             sft.decide_chats(replace(asked, chat=ChatConfig(options=options)))
+    template = tmp_path / "own.jinja"
+    template.write_text("{% if not enable_thinking is defined %}{{ 'no think' }}{% endif %} dates\n" + chats.PLAIN)
+    good = asked_in(tmp_path)
+    for name, told in (("enable_thinkng", "did you mean enable_thinking?"), ("dates", "look for its name there")):
+        options = ChatConfig(template=template, options=(f"{name}=1",))
+        with pytest.raises(ValueError, match=rf"--chat.options {name}: the chat template has no such .*{told}"):
+            sft.decide_chats(replace(good, chat=options))
+    sft.decide_chats(replace(good, chat=ChatConfig(template=template, options=("enable_thinking=false",))))
     with pytest.raises(ValueError, match=r"chat\.template .* cannot be read"):
         sft.decide_chats(replace(asked, chat=ChatConfig(template=tmp_path / "none")))
     bare = read_tokenizer("bytes").save(tmp_path / "bare")

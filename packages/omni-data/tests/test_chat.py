@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from omni_data import byte_tokenizer, conversation_of, read_tokenizer, render_chat
+from omni_data import byte_tokenizer, conversation_of, encode_chat, read_tokenizer, render_chat
 
 SPECIAL = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
@@ -238,6 +238,26 @@ def test_what_the_generation_prompt_writes_of_a_turn_is_not_learnt():
     messages = chat("a", "b", "c", "d", "e", "")
     found = learnt(QWEN3, messages, template_kwargs={"enable_thinking": False})
     assert found == ["b<|im_end|>", "d<|im_end|>", "<|im_end|>"]
+
+
+def encoded(*said, learn="assistant"):
+    return encode_chat({"messages": [*chat("a"), *said]}, tokenizer=tokenizer_with(QWEN3), learn=learn)
+
+
+@pytest.mark.parametrize("empty", ["", " \n", [], [{"type": "text", "text": " "}]])
+def test_records_whose_assistant_says_nothing_are_no_chats(empty):
+    silent, said = {"role": "assistant", "content": empty}, {"role": "assistant", "content": "b"}
+    with pytest.raises(ValueError, match=r"says nothing in message 1, 4, with no tool_calls .* \"learn\": false"):
+        encoded(silent, *chat("c"), said, silent)
+
+
+def test_a_message_that_says_nothing_may_call_or_think_or_be_left_out():
+    silent, said = {"role": "assistant", "content": ""}, {"role": "assistant", "content": "b"}
+    for busy in ({**silent, "reasoning_content": "so"}, called("", ("g", {}))):
+        assert encoded(busy).learn_N.any()
+    assert encoded({**silent, "learn": False}, *chat("c"), said).learn_N.any()
+    assert encoded({"role": "assistant", "content": None, "tool_calls": [{"name": "g"}]}).learn_N.any()
+    assert encoded(silent, *chat("c"), said, learn="last").learn_N.any(), "it is not learnt"
 
 
 def test_calls_of_tools_are_learnt_in_every_turn_and_results_are_not():

@@ -147,6 +147,7 @@ ROLES = (
                     {"role": "user", "content": [1]},
                     {"role": "user", "contents": "Hi"},
                     {"role": 3, "content": ""},
+                    {"role": "assistant", "content": None, "tool_calls": None},
                 ]
             },
             "messages[1]: a message must be an object, got 'Hi' (str).\n"
@@ -157,7 +158,8 @@ ROLES = (
             "messages[6]: its content is [1] (list): it must be a string, or a list of parts with a type.\n"
             "messages[7]: unknown field 'contents'; did you mean 'content'? Known are role, content, name, tool_calls, "
             "tool_call_id, reasoning_content, reasoning, thinking, learn, weight.\n"
-            f"messages[8]: unknown role 3; {ROLES}",
+            f"messages[8]: unknown role 3; {ROLES}\n"
+            "messages[9]: its content is null, which only an assistant with tool_calls or reasoning may have.",
         ),
         (
             {"conversations": [{"from": "gtp", "value": ""}, {"value": "a"}, {"from": "function_call", "value": "f("}]},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omni_data.conversations import conversation_of
 from omni_data.document import checked_text
 from omni_data.sample import Sample, sample_of
-from omni_data.turns import Message, find_turns
+from omni_data.turns import THOUGHTS, Message, find_turns
 
 Learn = Literal["assistant", "last"]
 """What of a chat to learn: all that the assistant says, or its last message."""
@@ -108,13 +108,27 @@ def encode_chat(
     """The sample of a record that holds a conversation, in whatever format `conversation_of` knows.
 
     Raises:
-        ValueError: as `conversation_of` and `render_chat`.
+        ValueError: as `conversation_of` and `render_chat`; and if a message to learn says, thinks and calls nothing,
+            which would teach to answer with nothing.
     """
     chat = conversation_of(record)
+    if silent := [i for i in _choose_turns(chat.messages, learn) if not _says(chat.messages[i])]:
+        raise ValueError(
+            f"the assistant says nothing in message {_names(silent)}, with no tool_calls or reasoning either: leave "
+            'the chat out, or mark such messages with "learn": false.'
+        )
     return render_chat(chat.messages, tokenizer, tools=chat.tools, learn=learn, template_kwargs=template_kwargs)
 
 
 _CONTROLS = ("learn", "weight")
+
+
+def _says(message: Message) -> bool:
+    """Whether there is something in a message beside white space."""
+    content = message.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    said = any(part.get("type") != "text" or str(part.get("text") or "").strip() for part in parts)
+    return said or any(message.get(key) for key in ("tool_calls", *THOUGHTS))
 
 
 def _choose_turns(messages: Sequence[Message], learn: Learn) -> list[int]:

@@ -140,6 +140,7 @@ def _message(turn: object) -> Message:
     """One message, as templates read it."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"a message must be an object, got {_shown(turn)}.")
+    given = [str(key) for key in turn]
     turn = {str(key): value for key, value in turn.items() if value is not None}
     theirs = "from" in turn or ("value" in turn and "role" not in turn)
     known = _SHAREGPT if theirs else _OPENAI
@@ -155,6 +156,8 @@ def _message(turn: object) -> Message:
     if not (isinstance(content, str) or (isinstance(content, list | tuple) and all(map(_is_part, content)))):
         raise ValueError(f"its {known[1]} is {_shown(content)}: it must be a string, or a list of parts with a type.")
     if known[1] not in turn and not (ROLES[who] == "assistant" and (turn.get("tool_calls") or _thoughts(turn))):
+        if known[1] in given:
+            raise ValueError(f"its {known[1]} is null, which only an assistant with tool_calls or reasoning may have.")
         raise ValueError(f"no field {known[1]!r}; there are {', '.join(map(repr, turn))}.")
     message = {key: value for key, value in turn.items() if key not in known[:2]}
     message = {"role": ROLES[who], "content": content, **message}
