@@ -229,6 +229,29 @@ def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_fi
     assert lines[1:] == [f"  numbers: row {i}: {i} is odd." for i in (1, 3, 5, 7, 9)]
 
 
+def test_each_row_has_an_even_share_of_what_was_read_for_its_window():
+    """Every step counts what it takes of a window of 32 rows; stopped inside of one, nothing is lost or twice."""
+    source = Documents("some", [[i] * (4 if i % 4 else 9) for i in range(400)])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 1}
+    how["packing"] = Packing("fit", long="drop")
+    batches = list(stream_batches([Part(source, epochs=1)], Cursor(), **how))
+    so_far = np.cumsum([batch.counts.dropped for batch, _ in batches])
+    assert so_far[-1] == 100
+    assert all(3 <= dropped <= 20 for dropped in np.diff(so_far[:300:32])), "windows have about eleven each"
+    assert max(batch.counts.dropped for batch, _ in batches[:300]) == 1, "and rows a third"
+    rest = stream_batches([Part(source, epochs=1)], batches[40][1], **how)
+    assert [b.counts for b, _ in rest] == [b.counts for b, _ in batches[41:]]
+
+
+def test_why_documents_are_left_out_is_told_once_with_the_batch_that_met_them():
+    source = Documents("numbers", [[i] * 4 for i in range(6)])
+    how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 1, "shuffle": False, "max_bad": 9}
+    batches = [b for b, _ in stream_batches([Part(source, epochs=2)], Cursor(), encode=refuse_odd, **how)]
+    told = [(f"numbers: row {i}: {i} is odd.",) for i in (1, 3, 5)]
+    assert [b.problems for b in batches] == [(), *told, (), (), ()]
+    assert [b.counts.bad for b in batches] == [0, 1, 1, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_cannot_be_read_are_bad_documents(workers):
     how = {"shard": 0, "num_shards": 1, "rows": 4, "seq_len": S, "virtual_shards": V, "workers": workers}

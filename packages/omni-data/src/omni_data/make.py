@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from omni_data.cursor import Position
 from omni_data.document import Document
 from omni_data.mix import Part
 from omni_data.read import Turns, read_samples
-from omni_data.sample import Sample, sample_of
+from omni_data.sample import Counts, Sample, sample_of
 from omni_data.window import Packing, Row, Window, read_windows
 
 Encode = Callable[[Any], Sample]
@@ -38,11 +38,18 @@ class Making:
         return read_windows(reads, start, self.packing, self.seq_len, seed=self.seed)
 
 
-def rows_of(
-    windows: Iterator[Window], start: Position, ahead: Callable[[], None] | None = None
-) -> Iterator[tuple[Row | None, Position, Window | None]]:
-    """The rows of `windows` from `start` on, each with the position after it, and with the window that it is the first
-    of; None for a window without rows. Pure but for `ahead`.
+class Taken(NamedTuple):
+    """A row of a window; the position after it; what was read for it: the rows of a window have equal shares of that;
+    and why documents of the window cannot be used, with its first row. A window without rows is as one without one."""
+
+    row: Row | None
+    after: Position
+    counts: Counts
+    problems: tuple[str, ...]
+
+
+def rows_of(windows: Iterator[Window], start: Position, ahead: Callable[[], None] | None = None) -> Iterator[Taken]:
+    """The rows of `windows` from `start` on. Pure but for `ahead`.
 
     Args:
         windows: the first is the one that `start` is in.
@@ -51,14 +58,16 @@ def rows_of(
     """
     here, given = start, start.given
     for window in windows:
-        if not window.rows:
-            yield None, window.after, window
-        half = max(given + 1, len(window.rows) // 2)
+        size = len(window.rows)
+        if not size:
+            yield Taken(None, window.after, window.counts, window.problems)
+        half = max(given + 1, size // 2)
         for number, row in islice(enumerate(window.rows, 1), given, None):
             if number == half and ahead is not None:
                 ahead()
-            after = window.after if number == len(window.rows) else here._replace(given=number)
-            yield row, after, window if number == 1 else None
+            after = window.after if number == size else here._replace(given=number)
+            counts = window.counts.share(number, size) if size > 1 else window.counts
+            yield Taken(row, after, counts, window.problems if number == 1 else ())
         here, given = window.after, 0
 
 

@@ -29,6 +29,7 @@ class Batch:
         sources_B: the number of the source that each row is from; -1 for a row of padding only.
         media: what the samples have beside tokens, joined in the order of the rows; see `Sample`.
         counts: what was read for these rows.
+        problems: why documents that were left out cannot be used, each told once.
     """
 
     tokens_BS: NDArray[np.int64]
@@ -38,6 +39,7 @@ class Batch:
     sources_B: NDArray[np.int64]
     media: Mapping[str, NDArray] = field(default_factory=dict)
     counts: Counts = Counts()
+    problems: tuple[str, ...] = ()
 
     @property
     def fill(self) -> float:
@@ -52,6 +54,7 @@ def pack_batch(
     pad_id: int = 0,
     sources: Sequence[int] | None = None,
     counts: Counts | None = None,
+    problems: tuple[str, ...] = (),
 ) -> Batch:
     """The rows as one batch: documents end to end, then padding.
 
@@ -64,12 +67,13 @@ def pack_batch(
         pad_id: the token written after the last document.
         sources: for each row, the source that it is from. Left out: 0, and -1 for a row without documents.
         counts: kept with the batch.
+        problems: likewise.
 
     Raises:
         ValueError: if a row's documents do not fit, or one of them is empty, or their media differ in kind.
     """
-    if problems := [p for row, documents in enumerate(rows) for p in _problems(row, documents, seq_len)]:
-        raise ValueError("\n".join(problems))
+    if wrong := [p for row, documents in enumerate(rows) for p in _problems(row, documents, seq_len)]:
+        raise ValueError("\n".join(wrong))
     tokens_BS, positions_BS, segments_BS, labels_BS = (
         np.full((len(rows), seq_len), fill, np.int64) for fill in (pad_id, 0, 0, IGNORE)
     )
@@ -88,7 +92,7 @@ def pack_batch(
     origins = [0 if documents else -1 for documents in rows] if sources is None else sources
     media = join_media([document for documents in rows for document in documents])
     arrays = (tokens_BS, positions_BS, segments_BS, labels_BS, np.array(origins, np.int64))
-    return Batch(*arrays, media=media, counts=counts or Counts())
+    return Batch(*arrays, media=media, counts=counts or Counts(), problems=problems)
 
 
 def join_media(documents: Sequence[Packable]) -> dict[str, NDArray]:

@@ -1,7 +1,7 @@
 """A document ready to be packed: its tokens, which of them to learn, and what they refer to that is not text. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -51,6 +51,15 @@ class Counts:
             self.empty + other.empty,
             self.bad + other.bad,
         )
+
+    def share(self, number: int, shares: int) -> "Counts":
+        """The `number`-th of so many shares, counted from one, which are as even as they can be and sum to all of it.
+
+        >>> [Counts(dropped=5).share(number, 3).dropped for number in (1, 2, 3)]
+        [2, 2, 1]
+        """
+        until, before = ([-(-count * n // shares) for count in astuple(self)] for n in (number, number - 1))
+        return Counts(*(a - b for a, b in zip(until, before, strict=True)))
 
 
 def sample_of(tokens: Sequence[int] | NDArray[np.integer], learn: Sequence[bool] | None = None) -> Sample:

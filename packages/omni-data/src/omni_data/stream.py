@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import Any, Literal, TypeVar
 
 from omni_data.cursor import Cursor, Position, with_sources
 from omni_data.document import Source
-from omni_data.make import Encode, Making, Windows, encode_document, rows_of
+from omni_data.make import Encode, Making, Taken, Windows, encode_document, rows_of
 from omni_data.mix import Part, mix_problems, pick_part, weights_at
 from omni_data.pack import Batch, pack_batch
 from omni_data.sample import Counts
-from omni_data.window import Packing, Row, Window
+from omni_data.window import Packing, Row
 from omni_data.workers import Lane, start_workers
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
         shard: {i for i, part in enumerate(taking.parts) if _is_over(part, positions[part.name][shard])}
         for shard in range(taking.shard, taking.shards, taking.num_shards)
     }
-    lanes: dict[tuple[int, int], Iterator[tuple[Row | None, Position, Window | None]]] = {}
+    lanes: dict[tuple[int, int], Iterator[Taken]] = {}
     bad: dict[str, None] = {}  # By what is said of each, with its place: a document that is read again is the same.
     found, read = False, Counts()
 
@@ -146,7 +146,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
         if workers:
             windows = stack.enter_context(closing(start_workers(making, workers, ranks=taking.num_shards)))
 
-        def lane(shard: int, number: int) -> Iterator[tuple[Row | None, Position, Window | None]]:
+        def lane(shard: int, number: int) -> Iterator[Taken]:
             if (shard, number) not in lanes:
                 at = positions[taking.parts[number].name][shard]._replace(ended=0)
                 made = windows(shard, number, at._replace(given=0))
@@ -158,12 +158,11 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
             while (number := taking.pick(row, over[shard])) is not None:
                 part = taking.parts[number]
                 if taken := next(lane(shard, number), None):
-                    documents, positions[part.name][shard], window = taken
-                    if window is not None:
-                        counts += window.counts
-                        if window.problems:
-                            bad.update(dict.fromkeys(window.problems))
-                            _check_bad([*bad], taking.max_bad)
+                    documents, positions[part.name][shard], more, problems = taken
+                    counts += more
+                    if problems:
+                        bad.update(dict.fromkeys(problems))
+                        _check_bad([*bad], taking.max_bad)
                     if documents is not None:
                         return documents, number, counts
                 else:
@@ -184,6 +183,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                     number = taking.pick(row, over[row % taking.shards])
                     if number is not None:
                         lane(row % taking.shards, number)
+            known_bad = len(bad)
             taken = [take(row) for row in taking.numbers(start, taking.rows)]
             found |= any(documents for documents, _, _ in taken)
             counts = sum((counts for _, _, counts in taken), Counts())
@@ -193,6 +193,7 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                 taking.seq_len,
                 sources=[number for _, number, _ in taken],
                 counts=counts,
+                problems=tuple(islice(bad, known_bad, None)),
             )
             after = {key: tuple(each) for key, each in positions.items()}
             yield batch, Cursor(start + taking.rows * taking.num_shards, after)
