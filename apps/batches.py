@@ -2,8 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from flags import by_flags
+from redact import without_secrets
 from request import Config
 from rows import Rows, collate
 from share import make_sequence_group, share
@@ -12,6 +14,9 @@ from omni_data import Cursor, NoRows, Part, Stream, prefetch, stream_batches, wi
 from omni_data.pack import Batch, pack_batch
 from omni_mesh import Mesh, MeshSpec
 from omni_models import ModelFacts
+
+TOLD_BAD: Final = 3
+"""Documents that cannot be used and are told when a rank meets them; of others there is a count."""
 
 
 class Over(NamedTuple):
@@ -81,6 +86,7 @@ def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batc
         max_bad=config.max_bad,
         workers=run.workers,
     )
+    stream = tell_left_out(stream, config.max_bad)
     # Which all ranks have alike, also those that have nothing to read.
     known = with_sources(cursor, [part.name for part in run.parts], run.virtual_shards)
     return then_nothing(stream, known, rows * num_shards)
@@ -106,6 +112,19 @@ def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Row
         max_bad=config.max_bad,
     )
     return prefetch(collated(then_nothing(stream, start, run.micro * num_shards), config, run, mesh))
+
+
+def tell_left_out(stream: Stream[Batch], most: int) -> Stream[Batch]:
+    """The items of `stream`. Effect: prints why the first documents that it leaves out cannot be used, of `most`."""
+    count = 0
+    for batch, cursor in stream:
+        for problem in batch.problems:
+            count += 1
+            if count <= TOLD_BAD:
+                print(without_secrets(by_flags(f"left out, {count} of --max-bad {most}: {problem}")), flush=True)
+            if count == TOLD_BAD:
+                print("Others that are left out on this rank are counted only, as documents_bad.", flush=True)
+        yield batch, cursor
 
 
 def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | Over]:

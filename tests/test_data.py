@@ -1,6 +1,7 @@
 """Laws of the data of a run: mixes, limits, workers and packings change nothing but what they say."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -226,6 +227,21 @@ def test_bad_documents_are_left_out_up_to_the_limit(run, tmp_path: Path) -> None
     assert run(train, 2, replace(config, max_bad=100, mesh=MeshConfig(shard=2)))[0][-1]["documents_bad"] >= 3
     with pytest.raises(AssertionError, match=r"web.jsonl:\d+: field 'text' holds 3 \(int\)"):
         run(train, 1, replace(config, out=tmp_path / "other"))
+
+
+def test_the_first_documents_that_are_left_out_are_told_when_they_are_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "web.jsonl"
+    write(path, 100)
+    path.write_text(path.read_text().replace("\n", '\n{"text": 3}\n', 5))
+    config = replace(SMALL, data=(str(path),), steps=2, max_bad=9, out=tmp_path / "run", packing=Packing("fit"))
+    rows = train(config)
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert rows[-1]["documents_bad"] >= 5 and len(told) == 4
+    for i, line in enumerate(told[:3], 1):
+        assert re.fullmatch(rf"left out, {i} of --max-bad 9: .*web.jsonl:\d+: field 'text' holds 3 \(int\).*", line)
+    assert told[3] == "Others that are left out on this rank are counted only, as documents_bad."
 
 
 def test_all_that_is_wrong_with_a_mix_is_told_at_once(tmp_path: Path) -> None:
