@@ -1,7 +1,7 @@
 """The data of a run: its sources as parts of a mix, and what fixes the order of its rows."""
 
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, Final
 
 from kinds import STREAM, Kind
 from preflight import attempt
@@ -21,6 +21,9 @@ from omni_data import (
 from omni_data.fingerprint import spread
 from omni_data.mix import mix_problems
 from omni_data.read import first_of
+
+SHOWN: Final = 5
+"""Documents that are told of those that cannot be used."""
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
@@ -99,13 +102,14 @@ def open_held_out(
     problems: list[str] = []
     sources = [attempt(problems, kind.open, spec) for spec in config.eval.data]
     encode = kind.encoder(tokenizer, vocab_size) if sources and tokenizer else None
-    if encode:
-        for source in filter(None, sources):
-            attempt(problems, check_first, source, encode)
     count = config.eval.documents
     if count and any(not isinstance(source, Sized) for source in sources if source):
         problems.append(f"--eval.documents {count} is of sources that are counted: leave out {STREAM} or it.")
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
+    if encode:
+        for source in filter(None, limited):
+            check = check_first if config.max_bad or not isinstance(source, Sized) else check_spread
+            attempt(problems, check, source, encode)
     parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
     if parts:
         attempt(problems, _checked, parts)
@@ -123,6 +127,18 @@ def count_tokens(part: Part) -> int | None:
     samples = mapped(source, encode)
     lengths = [len(sample) for i in spread(len(source)) if (sample := attempt(problems, samples.__getitem__, i))]
     return round(sum(lengths) / max(1, len(lengths)) * len(source))
+
+
+def check_spread(source: Source[Any], encode: Encode) -> None:
+    """Raises `ValueError` with those of 64 items spread over `source` of which no sample can be made. Effect: reads
+    them."""
+    problems: list[str] = []
+    samples = mapped(source, encode)
+    for i in spread(len(source)):
+        attempt(problems, samples.__getitem__, i)
+    if problems:
+        more = f"\n... and {len(problems) - SHOWN} more of the {len(spread(len(source)))} that were looked at."
+        raise ValueError("\n".join(problems[:SHOWN]) + (more if len(problems) > SHOWN else ""))
 
 
 def check_first(source: Source[Any] | Streamed[Any], encode: Encode) -> None:

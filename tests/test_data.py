@@ -294,6 +294,20 @@ def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path
         decide(replace(config, data=(path,), mix=MixConfig(weights=("0",)), eval=EvalConfig()), 1)
 
 
+def test_bad_documents_among_those_held_out_are_found_before_anything_starts(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "held.jsonl", 30))
+    path.write_text(path.read_text().replace("\n", '\n{"text": [999]}\n', 7))
+    config = replace(SMALL, eval=EvalConfig(data=(str(path),)), out=tmp_path / "run")
+    with pytest.raises(ValueError) as caught:
+        decide(config, 1)
+    told = [line.strip(" -") for line in str(caught.value).splitlines()[1:]]
+    for i, line in enumerate(told[:5]):
+        assert f"held.jsonl:{2 + 2 * i}: token id 999 is beyond" in line
+    assert told[5:] == ["... and 2 more of the 37 that were looked at."]
+    decide(replace(config, max_bad=7), 1)
+    decide(replace(config, eval=replace(config.eval, documents=1)), 1)
+
+
 @pytest.mark.parametrize(("hard", "works"), [(4096, True), (1100, False)])
 def test_streams_have_the_files_they_need_or_are_refused(tmp_path: Path, hard: int, works: bool) -> None:
     path = write(tmp_path / "web.jsonl", 30)
