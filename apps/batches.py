@@ -89,7 +89,7 @@ def _read(config: Config, run: Reads, cursor: Cursor, mesh: Mesh) -> Stream[Batc
     stream = tell_left_out(stream, config.max_bad)
     # Which all ranks have alike, also those that have nothing to read.
     known = with_sources(cursor, [part.name for part in run.parts], run.virtual_shards)
-    return then_nothing(stream, known, rows * num_shards)
+    return then_nothing(stream, known, rows * num_shards, config.seq_len)
 
 
 def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Rows, Cursor], None, None]:
@@ -111,7 +111,7 @@ def read_held_out(config: Config, run: Reads, mesh: Mesh) -> Generator[tuple[Row
         shuffle=False,
         max_bad=config.max_bad,
     )
-    return prefetch(collated(then_nothing(stream, start, run.micro * num_shards), config, run, mesh))
+    return prefetch(collated(then_nothing(stream, start, run.micro * num_shards, config.seq_len), config, run, mesh))
 
 
 def tell_left_out(stream: Stream[Batch], most: int) -> Stream[Batch]:
@@ -127,13 +127,14 @@ def tell_left_out(stream: Stream[Batch], most: int) -> Stream[Batch]:
         yield batch, cursor
 
 
-def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Batch | Over]:
+def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int, seq_len: int) -> Stream[Batch | Over]:
     """The items of `stream`, and `Over` without end once it ended: other ranks may not be there yet. Pure.
 
     Args:
         stream: of one rank.
         cursor: before it.
         rows: of a batch of all ranks.
+        seq_len: tokens of a row.
     """
     why = ""
     try:
@@ -143,5 +144,5 @@ def then_nothing(stream: Stream[Batch], cursor: Cursor, rows: int) -> Stream[Bat
     except NoRows as problem:
         why = str(problem)
     while True:
-        cursor = replace(cursor, rows=cursor.rows + rows)
+        cursor = cursor.after(rows, seq_len)
         yield Over(why), cursor

@@ -108,8 +108,10 @@ def open_held_out(
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
     if encode:
         for source in filter(None, limited):
-            check = check_first if config.max_bad or not isinstance(source, Sized) else check_spread
-            attempt(problems, check, source, encode)
+            if isinstance(source, Sized) and not config.max_bad:
+                attempt(problems, check_spread, source, encode)
+            else:
+                attempt(problems, check_first, source, encode)
     parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
     if parts:
         attempt(problems, _checked, parts)

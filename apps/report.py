@@ -114,7 +114,7 @@ class Reporter:
         known = {
             "lr": self.run.schedule(step - 1),
             "tokens": self.run.batch * self.config.seq_len,
-            "tokens_so_far": cursor.rows * self.config.seq_len,
+            "tokens_so_far": cursor.tokens_before(self.config.seq_len),
             "waited": data.waited,
             "ranks": self.world.size,
             "flops": flops_per_token(self.run.facts, data.reach),

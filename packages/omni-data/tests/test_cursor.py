@@ -43,6 +43,8 @@ def test_the_first_version_is_still_read(positions):
 def test_cursors_of_different_steps_do_not_merge():
     with pytest.raises(ValueError, match=r"cursors after \[2, 4\] rows are not of one step"):
         merge_cursors([Cursor(2), Cursor(4)])
+    with pytest.raises(ValueError, match=r"cursors after {.*} tokens are not of one step"):
+        merge_cursors([Cursor(2, tokens=8), Cursor(2, tokens=16)])
 
 
 def test_cursors_of_different_streams_do_not_merge():
@@ -64,7 +66,8 @@ def test_no_cursors_do_not_merge():
         ({"rows": True, "positions": []}, "the rows of a cursor are a count, got True."),
         ({"rows": 1, "positions": None}, "the positions of a cursor are a list, got None."),
         ({"rows": 1, "positions": [[1, 2], [3]]}, "the position of virtual shard 1 is two counts, got [3]."),
-        ({"version": 9, "rows": 1, "positions": []}, "a cursor of version 9 is newer than this reader (2)."),
+        ({"version": 9, "rows": 1, "positions": []}, "a cursor of version 9 is newer than this reader (3)."),
+        ({"version": 3, "rows": 1, "tokens": -1, "positions": []}, "the tokens of a cursor are a count, got -1."),
         (
             {"version": 2, "rows": 1, "positions": [3]},
             "the positions of a cursor are pairs of a source and a list, got [3].",

@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -93,7 +92,7 @@ def then_nothing(stream, layout, start):
         cursor = item[1]
         yield item
     while True:
-        cursor = replace(cursor, rows=cursor.rows + layout["rows"] * layout["num_shards"])
+        cursor = cursor.after(layout["rows"] * layout["num_shards"], S)
         yield pack_batch([[]] * layout["rows"], S), cursor
 
 
@@ -166,6 +165,23 @@ def test_a_source_whose_weight_comes_later_is_read_whole_once_the_others_are_thr
     stream = stream_batches(cursor=Cursor(), **how, **KINDS["a weight that comes"])
     read = sum(len(document) for batch, _ in stream for row in unpack_batch(batch) for document in row)
     assert read == sum(len(document) for source in ENDING[:2] for document in source)
+
+
+def test_the_clock_of_a_schedule_is_tokens_also_where_rows_become_longer():
+    how = {"shard": 0, "num_shards": 1, "virtual_shards": 2}
+    zeros, ones = (Documents(str(i), [[i] * 50]) for i in range(2))
+    parts = [Part(zeros, ((0.0, 1.0), (799.0, 1.0), (800.0, 0.0))), Part(ones, ((799.0, 0.0), (800.0, 1.0)))]
+
+    def origins(cursor, rows, seq_len, count):
+        batches = list(islice(stream_batches(parts, cursor, rows=rows, seq_len=seq_len, **how), count))
+        return [batch.sources_B.tolist() for batch, _ in batches], merge_cursors([batches[-1][1]])
+
+    first, cursor = origins(Cursor(), 10, 8, 5)
+    assert (cursor.rows, cursor.tokens) == (50, 400)
+    # At twice the length, 25 rows are left until 800 tokens; at 16 a row from the start none would be.
+    later, cursor = origins(cursor_from_json(cursor_to_json(cursor)), 5, 16, 6)
+    assert first == [[0] * 10] * 5 and later == [[0] * 5] * 5 + [[1] * 5]
+    assert (cursor.rows, cursor.tokens) == (80, 880)
 
 
 def test_media_go_with_their_rows():

@@ -1,10 +1,10 @@
 """Where a stream stands, as a small value that any number of ranks can resume from. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-VERSION = 2
+VERSION = 3
 """Of what `cursor_to_json` writes. A reader of this version reads all before it."""
 
 
@@ -34,10 +34,20 @@ class Cursor:
         rows: global rows emitted by all ranks together.
         positions: by the key of each source, one position for each virtual shard; empty at the start. A rank moves
             those of its own virtual shards only.
+        tokens: positions of those rows, which may have been of several lengths; None if that was not counted.
     """
 
     rows: int = 0
     positions: Mapping[str, tuple[Position, ...]] = field(default_factory=dict)
+    tokens: int | None = None
+
+    def tokens_before(self, seq_len: int) -> int:
+        """Positions of the rows emitted; if they were not counted, as if all rows had had `seq_len`."""
+        return self.rows * seq_len if self.tokens is None else self.tokens
+
+    def after(self, rows: int, seq_len: int) -> "Cursor":
+        """The cursor after so many more rows of `seq_len` tokens, of which no virtual shard moved."""
+        return replace(self, rows=self.rows + rows, tokens=self.tokens_before(seq_len) + rows * seq_len)
 
 
 def with_sources(cursor: Cursor, keys: Iterable[str], shards: int) -> Cursor:
@@ -47,7 +57,7 @@ def with_sources(cursor: Cursor, keys: Iterable[str], shards: int) -> Cursor:
     >>> {key: len(positions) for key, positions in with_sources(Cursor(), ["a", "b"], 2).positions.items()}
     {'a': 2, 'b': 2}
     """
-    return Cursor(cursor.rows, {key: (Position(),) * shards for key in keys} | dict(cursor.positions))
+    return replace(cursor, positions={key: (Position(),) * shards for key in keys} | dict(cursor.positions))
 
 
 def merge_cursors(cursors: Iterable[Cursor]) -> Cursor:
@@ -67,20 +77,24 @@ def merge_cursors(cursors: Iterable[Cursor]) -> Cursor:
     if len({cursor.rows for cursor in cursors}) > 1:
         rows = [cursor.rows for cursor in cursors]
         raise ValueError(f"cursors after {rows} rows are not of one step; merge those of the same step of every rank.")
+    if len(tokens := {cursor.tokens for cursor in cursors}) > 1:
+        raise ValueError(f"cursors after {tokens} tokens are not of one step, or not of rows of one length.")
     shapes = [{key: len(positions) for key, positions in cursor.positions.items()} for cursor in cursors]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"cursors of virtual shards {shapes} by source are not of one stream.")
-    return Cursor(cursors[0].rows, {key: _furthest([c.positions[key] for c in cursors]) for key in shapes[0]})
+    furthest = {key: _furthest([c.positions[key] for c in cursors]) for key in shapes[0]}
+    return replace(cursors[0], positions=furthest)
 
 
 def cursor_to_json(cursor: Cursor) -> dict[str, object]:
     """The cursor as what `json` can write.
 
     >>> cursor_to_json(Cursor(2, {"": (Position(1, 5),)}))
-    {'version': 2, 'rows': 2, 'positions': [['', [[1, 5, 0, 0]]]]}
+    {'version': 3, 'rows': 2, 'positions': [['', [[1, 5, 0, 0]]]]}
     """
     positions = [[key, [list(p if p.ended else p[:-1]) for p in each]] for key, each in cursor.positions.items()]
-    return {"version": VERSION, "rows": cursor.rows, "positions": positions}
+    counted = {} if cursor.tokens is None else {"tokens": cursor.tokens}
+    return {"version": VERSION, "rows": cursor.rows, **counted, "positions": positions}
 
 
 def cursor_from_json(value: object) -> Cursor:
@@ -89,19 +103,21 @@ def cursor_from_json(value: object) -> Cursor:
     Raises:
         ValueError: if it is anything else.
     """
-    if not isinstance(value, Mapping) or set(value) - {"version"} != {"rows", "positions"}:
+    if not isinstance(value, Mapping) or set(value) - {"version", "tokens"} != {"rows", "positions"}:
         got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
         raise ValueError(f"a cursor is an object with 'rows' and 'positions', got {got}.")
     if value.get("version", 1) not in range(1, VERSION + 1):
         raise ValueError(f"a cursor of version {value['version']!r:.40} is newer than this reader ({VERSION}).")
-    rows, positions = value["rows"], value["positions"]
+    rows, positions, tokens = value["rows"], value["positions"], value.get("tokens")
     if not _is_count(rows):
         raise ValueError(f"the rows of a cursor are a count, got {rows!r:.40}.")
+    if not (tokens is None or _is_count(tokens)):
+        raise ValueError(f"the tokens of a cursor are a count, got {tokens!r:.40}.")
     if "version" not in value:
         return Cursor(rows, _from_first_version(positions))
     if not isinstance(positions, list | tuple) or not all(map(_is_pair, positions)):
         raise ValueError(f"the positions of a cursor are pairs of a source and a list, got {positions!r:.40}.")
-    return Cursor(rows, {key: _positions(key, each) for key, each in positions})
+    return Cursor(rows, {key: _positions(key, each) for key, each in positions}, tokens)
 
 
 def _furthest(everyone: list[tuple[Position, ...]]) -> tuple[Position, ...]:

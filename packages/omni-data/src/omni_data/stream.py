@@ -14,7 +14,7 @@ Dimensions: B rows of a batch, S tokens a row.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from typing import Any, Literal, TypeVar
@@ -95,7 +95,7 @@ def stream_batches(
         raise ValueError("\n".join(problems))
     encode = encode or partial(encode_document, tokenize=tokenize, eos_id=eos_id)
     making = Making(parts, encode, packing, seq_len, virtual_shards, shuffle, seed)
-    taking = _Taking(parts, until, virtual_shards, shard, num_shards, rows, seq_len, max_bad)
+    taking = _Taking(parts, until, virtual_shards, shard, num_shards, rows, seq_len, max_bad, cursor)
     return _batches(making, taking, cursor, workers)
 
 
@@ -111,6 +111,7 @@ class _Taking:
     rows: int
     seq_len: int
     max_bad: int
+    begun: Cursor
 
     def numbers(self, start: int, rows: int) -> range:
         """The next `rows` global rows of this rank, after `start` rows of all ranks."""
@@ -125,7 +126,8 @@ class _Taking:
         if over and (self.until == "first" or len(over) == len(self.parts)):
             return None
         left = [0.0 if i in over else part.weight for i, part in enumerate(self.parts)]
-        weights = weights_at(left, row * self.seq_len)
+        tokens = self.begun.tokens_before(self.seq_len) + (row - self.begun.rows) * self.seq_len
+        weights = weights_at(left, tokens)
         return pick_part(row, weights) if any(weights) else None
 
 
@@ -196,7 +198,8 @@ def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> S
                 problems=tuple(islice(bad, known_bad, None)),
             )
             after = {key: tuple(each) for key, each in positions.items()}
-            yield batch, Cursor(start + taking.rows * taking.num_shards, after)
+            done = cursor.after(start + taking.rows * taking.num_shards - cursor.rows, taking.seq_len)
+            yield batch, replace(done, positions=after)
         if not found and read != Counts() and cursor == Cursor():
             raise NoRows(_tell_none(read, [*bad]))
 
