@@ -297,6 +297,20 @@ def test_a_source_that_is_all_bad_stops_with_its_first_reasons():
     assert len(str(caught.value).splitlines()) == 6
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_in_which_sources_are_given_does_not_matter(workers):
+    how = {"shard": 0, "num_shards": 1, "rows": ROWS, "seq_len": S, "virtual_shards": V, "workers": workers}
+    parts = [Part(WEB, 0.7, key="b"), Part(CODE, ((0.0, 0.1), (900.0, 0.5)), key="c"), Part(ENDING[0], 0.2, 1, key="a")]
+    first, *rest = (
+        [
+            (unpack_batch(b), [given[i].key for i in b.sources_B])
+            for b, _ in islice(stream_batches(given, Cursor(), **how), 9)
+        ]
+        for given in (parts, parts[::-1], [parts[1], parts[0], parts[2]])
+    )
+    assert rest == [first, first]
+
+
 @given(st.integers(1, 3))
 def test_adding_a_source_leaves_the_place_in_the_others(steps):
     how = {"shard": 0, "num_shards": 1, "rows": ROWS, "seq_len": S, "virtual_shards": V}

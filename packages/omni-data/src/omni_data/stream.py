@@ -2,7 +2,7 @@
 
 1. Global row g belongs to virtual shard g mod V. Rank r of R takes the rows with g mod R = r, in order; R divides V, so
    a rank reads its own virtual shards only.
-2. Which of several sources it is from is a formula of g (`mix`).
+2. Which of several sources it is from is a formula of g and of their names (`mix`), not of the order they are given in.
 3. It is the next row that the virtual shard makes of that source: of its documents (`read`), packed (`window`).
 
 So a run of global rows is the same rows for every R, for every way to cut them in batches, and for every number of
@@ -95,7 +95,8 @@ def stream_batches(
         raise ValueError("\n".join(problems))
     encode = encode or partial(encode_document, tokenize=tokenize, eos_id=eos_id)
     making = Making(parts, encode, packing, seq_len, virtual_shards, shuffle, seed)
-    taking = _Taking(parts, until, virtual_shards, shard, num_shards, rows, seq_len, max_bad, cursor)
+    by_name = sorted(range(len(parts)), key=lambda i: parts[i].name)
+    taking = _Taking(parts, until, virtual_shards, shard, num_shards, rows, seq_len, max_bad, cursor, by_name)
     return _batches(making, taking, cursor, workers)
 
 
@@ -112,6 +113,7 @@ class _Taking:
     seq_len: int
     max_bad: int
     begun: Cursor
+    by_name: Sequence[int]
 
     def numbers(self, start: int, rows: int) -> range:
         """The next `rows` global rows of this rank, after `start` rows of all ranks."""
@@ -125,10 +127,12 @@ class _Taking:
         """
         if over and (self.until == "first" or len(over) == len(self.parts)):
             return None
-        left = [0.0 if i in over else part.weight for i, part in enumerate(self.parts)]
+        # By name, so that it does not matter in which order they are given.
+        order = self.by_name
+        left = [0.0 if i in over else self.parts[i].weight for i in order]
         tokens = self.begun.tokens_before(self.seq_len) + (row - self.begun.rows) * self.seq_len
         weights = weights_at(left, tokens)
-        return pick_part(row, weights) if any(weights) else None
+        return order[pick_part(row, weights)] if any(weights) else None
 
 
 def _batches(making: Making, taking: _Taking, cursor: Cursor, workers: int) -> Stream[Batch]:
