@@ -13,7 +13,7 @@ from disk import check_merged
 from kinds import Kind, texts
 from limits import check_numbers
 from names import read_named
-from order import find_other_orders, fix_order
+from order import find_other_orders, fix_order, name_positions, tell_joining
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
@@ -21,6 +21,7 @@ from room import check_room, make_room_for_files
 from transformers.configuration_utils import PreTrainedConfig
 
 from omni_ckpt import mismatches, read_plain, stored
+from omni_data import Cursor, cursor_from_json
 from omni_data.mix import mix_problems
 from omni_mesh import planned_ranks, resolve_mesh
 from omni_models import (
@@ -128,6 +129,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         keep=config.recompute.keep,
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
+        joining=tell_joining(parts, kept),
     )
 
 
@@ -138,7 +140,8 @@ def read_merged(name: str) -> PreTrainedConfig:
 
 
 def kept_order(found: Path) -> dict[str, Any]:
-    """What checkpoint `found` says of the order of its data, the rows it has read, and the flags that named the data.
+    """What checkpoint `found` says of the order of its data, the rows it has read, the sources it knows a place
+    in, and the flags that named the data.
 
     Effect: reads a file.
 
@@ -146,8 +149,9 @@ def kept_order(found: Path) -> dict[str, Any]:
         ValueError: if it is no checkpoint of a run.
     """
     plain = read_plain(found)
-    flags = plain.get("about", {}).get("config", {})
-    return {**plain.get("order", {}), "rows": plain.get("cursor", {}).get("rows", 0), "flags": flags}
+    flags, order = plain.get("about", {}).get("config", {}), plain.get("order", {})
+    cursor = name_positions(cursor_from_json(plain["cursor"]), order) if "cursor" in plain else Cursor()
+    return {**order, "rows": cursor.rows, "known": [*cursor.positions], "flags": flags}
 
 
 def cut_rows(config: Config, kept: Mapping[str, Any], dp: int) -> tuple[int, int, int]:

@@ -53,6 +53,8 @@ class Decision:
     """Where the weights come from, in words."""
     found: Path | None
     """The checkpoint to continue."""
+    joining: str
+    """Which sources join, leave and go on there, in words; nothing if they are the same."""
 
     @property
     def passes(self) -> int:
@@ -89,6 +91,7 @@ class Decision:
             *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
             ("step", f"{self.batch} rows, {self.micro} at a time on each rank{self._epoch()}"),
             ("start", f"continues {found}" if found else self.start),
+            *((("sources", self.joining),) if found and self.joining else ()),
             *((("changed", ", ".join(changed)),) if changed else ()),
             *((("saves", saves),) if saves else ()),
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),

@@ -41,7 +41,7 @@ def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], as
     """Why the place in the data that checkpoint `found` has means nothing in what is asked for now. Pure."""
     facts = dict.fromkeys([*asked, *(fact for fact in ("packing", "seq_len", "chat") if fact in kept)])
     differing = [fact for fact in facts if fact not in asked or asked[fact] not in (None, kept.get(fact))]
-    if config.mix.changed and "data" in differing:
+    if "data" in differing and (config.mix.changed or is_same_mix(asked["data"], kept.get("data"))):
         differing.remove("data")
     if not ("seq_len" in asked and "seq_len" in kept) and "seq_len" in differing:
         differing.remove("seq_len")  # Of packings that differ, one does not depend on it.
@@ -51,6 +51,26 @@ def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], as
         + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
         for fact in differing
     ]
+
+
+def is_same_mix(asked: str, kept: str | None) -> bool:
+    """Whether both name the same sources, in any order. Pure."""
+    return kept is not None and sorted(asked.split(SEPARATOR)) == sorted(kept.split(SEPARATOR))
+
+
+def tell_joining(parts: Sequence[Part] | None, kept: Mapping[str, Any]) -> str:
+    """Which sources join, leave and go on from a checkpoint that `kept` is of; nothing if they are the same. Pure."""
+    before: Sequence[str] = (kept.get("data") or "").split(SEPARATOR)
+    now = {part.name: part.source.name for part in parts or ()}
+    if not parts or not kept or {*before} == now.keys():
+        return ""
+    names = dict(zip(before, kept.get("flags", {}).get("data", ()), strict=False))
+    told = {
+        "join": [name for key, name in now.items() if key not in kept["known"]],
+        "leave": [names.get(key, key) for key in before if key not in now],
+        "go on": [name for key, name in now.items() if key in kept["known"]],
+    }
+    return "; ".join(f"{verb} {', '.join(which)}" for verb, which in told.items() if which)
 
 
 def _tell_other(fact: str, config: Config, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

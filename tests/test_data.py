@@ -156,8 +156,25 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=rf"other data \(--data {' '.join(config.data)} has other content now\)"):
         decide(config, 1)
     write(Path(config.data[0]), 300)
-    rows = run(train, 1, replace(joined, mix=MixConfig(changed=True)))[0]
+    changed = replace(joined, mix=MixConfig(changed=True))
+    told = decide(changed, 1).told(tmp_path)
+    assert f"sources   join {more}; go on {', '.join(config.data)}" in told
+    rows = run(train, 1, changed)[0]
     assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
+    left = replace(changed, data=(more, config.data[0]), stop_after=5)
+    assert f"sources   leave {config.data[1]}; go on {more}, {config.data[0]}" in decide(left, 1).told(tmp_path)
+    run(train, 1, left)
+    again = decide(replace(left, data=(config.data[1], more)), 1).told(tmp_path)
+    assert f"sources   leave {config.data[0]}; go on {config.data[1]}, {more}" in again, "where it stood"
+
+
+def test_a_run_goes_on_with_its_sources_in_another_order(run, tmp_path: Path) -> None:
+    config = config_in(tmp_path, steps=4)
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    run(train, 1, replace(config, stop_after=2))
+    turned = replace(config, data=config.data[::-1], mix=MixConfig(weights=config.mix.weights[::-1]))
+    assert "sources   " not in decide(turned, 1).told(tmp_path)
+    assert numbers(run(train, 1, turned)[0], "loss") == numbers(whole, "loss")
 
 
 def write_texts(path: Path, texts: list[str]) -> str:
