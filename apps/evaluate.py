@@ -7,6 +7,7 @@ import torch
 from batches import read_held_out
 from decision import Decision
 from request import Config
+from sources import short_names
 from step import add_by_source_
 from transformers import PreTrainedModel
 
@@ -48,7 +49,8 @@ def evaluate(
     # What the forward pass gathered is of before the next update.
     reshard(model.train())
     losses_N, targets_N = global_sum(sums_2N).tolist()
-    each = {f"loss/{p.source.name}": a / b for p, a, b in zip(run.held_out, losses_N, targets_N, strict=True) if b}
+    names = short_names([part.source.name for part in run.held_out])
+    each = {f"loss/{name}": a / b for name, a, b in zip(names, losses_N, targets_N, strict=True) if b}
     if not sum(targets_N):
         raise ValueError(f"nothing to learn in what is held out: {', '.join(p.source.name for p in run.held_out)}.")
     mean = sum(losses_N) / sum(targets_N)

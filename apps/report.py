@@ -15,6 +15,7 @@ from about import tell_about
 from decision import Decision
 from redact import without_secrets
 from request import Config
+from sources import short_names
 from step import HEARD, DataTold
 from torch import Tensor
 from watch import (
@@ -176,7 +177,8 @@ class Reporter:
 
     def _name_sources(self, values: dict[str, float]) -> dict[str, float]:
         """The loss of each source that was in the step, by its name; taken out of `values`."""
-        losses = {part.source.name: values.pop(f"loss_of_{i}", math.nan) for i, part in enumerate(self.run.parts)}
+        names = short_names([part.source.name for part in self.run.parts])
+        losses = {name: values.pop(f"loss_of_{i}", math.nan) for i, name in enumerate(names)}
         return {f"loss/{name}": loss for name, loss in losses.items() if not math.isnan(loss)}
 
     def is_time_to_evaluate(self, step: int, *, last: bool) -> bool:

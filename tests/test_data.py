@@ -58,7 +58,7 @@ def numbers(rows: list[dict], *names: str) -> list[list[float]]:
 
 def test_a_mix_has_the_same_losses_by_source_on_any_ranks(run, tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    names = ("loss", "grad_norm", *(f"loss/{path}" for path in config.data))
+    names = ("loss", "grad_norm", "loss/web", "loss/code")
     whole = run(train, 1, config)[0]
     parts = run(train, 2, replace(config, mesh=MeshConfig(shard=2), micro=2, out=tmp_path / "two"))[0]
     sliced = run(train, 2, replace(config, mesh=MeshConfig(shard=1, sp=2), out=tmp_path / "sp"))[0]
@@ -160,7 +160,7 @@ def test_a_source_joins_a_run_only_where_that_is_said(run, tmp_path: Path) -> No
     told = decide(changed, 1).told(tmp_path)
     assert f"sources   join {more}; go on {', '.join(config.data)}" in told
     rows = run(train, 1, changed)[0]
-    assert [f"loss/{more}" in row for row in rows] == [False, False, True, True]
+    assert ["loss/more" in row for row in rows] == [False, False, True, True]
     left = replace(changed, data=(more, config.data[0]), stop_after=5)
     assert f"sources   leave {config.data[1]}; go on {more}, {config.data[0]}" in decide(left, 1).told(tmp_path)
     run(train, 1, left)
@@ -191,7 +191,7 @@ def test_a_source_joins_also_where_a_rank_has_nothing_left_to_read(run, tmp_path
     mix = MixConfig(epochs=(1, 1), changed=True)
     rows = run(train, 2, replace(config, data=(first, second), mix=mix, stop_after=8))[0]
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert any(f"loss/{second}" in row for row in rows)
+    assert any("loss/second" in row for row in rows)
 
 
 ONE_A_ROW = replace(SMALL, packing=Packing("single", long="drop"), mix=MixConfig(epochs=(1,)), shuffle=False, steps=99)

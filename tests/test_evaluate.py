@@ -49,7 +49,7 @@ def plain_loss(config: Config) -> tuple[dict[str, float], int]:
                 with torch.no_grad():
                     losses[path] += token_losses(model, tokens[start : start + config.seq_len]).tolist()
     every = [loss for each in losses.values() for loss in each]
-    means = {f"loss/{path}": sum(each) / len(each) for path, each in losses.items()}
+    means = {f"loss/{Path(path).stem}": sum(each) / len(each) for path, each in losses.items()}
     return {"loss": sum(every) / len(every), **means}, len(every)
 
 
