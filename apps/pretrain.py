@@ -128,7 +128,7 @@ def main(config: Config) -> None:
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config, state.step, trained=state.step - first), flush=True)
+            print(what_next(config, state.step, since=first, left=report.asked_to_leave), flush=True)
 
 
 if __name__ == "__main__":

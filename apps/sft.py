@@ -125,7 +125,7 @@ def main(asked: Config) -> None:
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config, state.step, trained=state.step - first, app="sft"), flush=True)
+            print(what_next(config, state.step, since=first, left=report.asked_to_leave, app="sft"), flush=True)
 
 
 if __name__ == "__main__":

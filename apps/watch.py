@@ -219,15 +219,27 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def what_next(config: Config, step: int, *, trained: int, app: str = "pretrain") -> str:
-    """What to type after a run of `app` that trained some steps and stands at `step`; not the secrets of it. Pure."""
+def what_next(config: Config, step: int, *, since: int, left: bool = False, app: str = "pretrain") -> str:
+    """What to type after a run of `app` that stands at `step`; not the secrets of it. Pure.
+
+    Args:
+        config: of the run.
+        step: where it stands.
+        since: where it stood when it was started.
+        left: it was asked to leave.
+        app: that ran it.
+    """
     out, steps = config.out, config.steps
     kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
     merged = f"{out}/merged-{step}"
-    idle = "" if trained else "nothing was left to train: "
+    idle = "" if step > since else "nothing was left to train: "
     if config.stop_after and config.stop_after <= step < steps:
         longer = f"the same command with a later --stop-after, or without: {config.stop_after} is reached"
+    if step < min(steps, config.stop_after or steps):
+        longer = (
+            "the same command again" if left else f"the data are through: the same command with {more_data(config)}"
+        )
     said = '--chat --prompt "Hello"' if app == "sft" else '--prompt "The "'
     past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
     return without_secrets(
@@ -235,13 +247,25 @@ def what_next(config: Config, step: int, *, trained: int, app: str = "pretrain")
             (
                 "",
                 f"{idle}{out} stands at step {step}{past}. What next:",
-                f"  go on      {'the same command again' if step < min(steps, config.stop_after or steps) else longer}",
+                f"  go on      {longer}",
                 f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
                 f"  generate   uv run apps/infer.py {merged} {said}",
                 f"  your data  uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine",
             )
         )
     )
+
+
+def more_data(config: Config) -> str:
+    """The flags that let a run go on whose data ended. Pure.
+
+    >>> from request import MixConfig
+    >>> more_data(Config(data=("a", "b"), mix=MixConfig(epochs=(1, 0))))
+    '--mix.epochs 2 0, or with --mix.until all'
+    """
+    more = f"--mix.epochs {' '.join(str(2 * count) for count in config.mix.epochs)}"
+    some_left = config.mix.until == "first" and len(config.data) > 1
+    return more + (", or with --mix.until all" if some_left else "")
 
 
 def like(config: Config) -> str:

@@ -252,9 +252,11 @@ def test_the_first_documents_that_are_left_out_are_told_when_they_are_met(
     path = tmp_path / "web.jsonl"
     write(path, 100)
     path.write_text(path.read_text().replace("\n", '\n{"text": 3}\n', 5))
-    config = replace(SMALL, data=(str(path),), steps=2, max_bad=9, out=tmp_path / "run", packing=Packing("fit"))
-    rows = train(config)
-    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    config = replace(SMALL, data=(str(path),), max_bad=9, out=tmp_path / "run", packing=Packing("fit"))
+    rows = train(replace(config, mix=MixConfig(epochs=(1,)), steps=99))
+    out = capsys.readouterr().out
+    assert "go on      the data are through: the same command with --mix.epochs 2\n" in out
+    told = [line for line in out.splitlines() if "left out" in line]
     assert rows[-1]["documents_bad"] >= 5 and len(told) == 4
     for i, line in enumerate(told[:3], 1):
         assert re.fullmatch(rf"left out, {i} of --max-bad 9: .*web.jsonl:\d+: field 'text' holds 3 \(int\).*", line)

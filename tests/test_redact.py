@@ -92,7 +92,7 @@ def test_configurations_are_kept_without_secrets() -> None:
 
 
 def test_what_to_type_next_and_what_is_told_of_checkpoints_have_no_secret() -> None:
-    told = what_next(replace(Config(), save_to=URL), 5, trained=1)
+    told = what_next(replace(Config(), save_to=URL), 5, since=1)
     assert "--checkpoints sftp://***@host/run --to" in told and "ter2" not in told
     decision = replace(decide(SMALL, 1), start=f"continues {URL}")
     assert "continues sftp://***@host/run" in decision.told() and "ter2" not in decision.told(Path(URL), URL, [URL])

@@ -397,7 +397,7 @@ def test_ranks_that_another_started_are_not_promised_to_be_started_again(
 
 def test_the_hint_at_your_data_keeps_the_model_its_tokenizer_and_the_mesh() -> None:
     def hint(**asked: Any) -> str:
-        return what_next(replace(Config(), **asked), 200, trained=1).splitlines()[-1].split("pretrain.py ")[1]
+        return what_next(replace(Config(), **asked), 200, since=1).splitlines()[-1].split("pretrain.py ")[1]
 
     assert hint() == "--data my.jsonl --out runs/mine"
     assert hint(model="qwen3-0.6b", tokenizer="Qwen/Qwen3-0.6B", mesh=MeshConfig(shard=2, sp=2)) == (
@@ -408,6 +408,17 @@ def test_the_hint_at_your_data_keeps_the_model_its_tokenizer_and_the_mesh() -> N
     )
 
 
+def test_a_run_whose_data_ended_says_what_has_more_and_one_that_was_asked_to_leave_goes_on() -> None:
+    def hint(*, left: bool, **mix: Any) -> str:
+        config = replace(SMALL, data=("web", "code"), mix=MixConfig(**mix))
+        return what_next(config, 3, since=0, left=left).splitlines()[2].removeprefix("  go on      ")
+
+    through = "the data are through: the same command with"
+    assert hint(left=False, epochs=(1, 4)) == f"{through} --mix.epochs 2 8, or with --mix.until all"
+    assert hint(left=False, epochs=(1, 4), until="all") == f"{through} --mix.epochs 2 8"
+    assert hint(left=True, epochs=(1, 4)) == "the same command again"
+
+
 def test_a_finished_run_says_that_nothing_was_left_to_train() -> None:
-    told = what_next(replace(SMALL, out=Path("runs/mine"), steps=12), 12, trained=0).splitlines()[1]
+    told = what_next(replace(SMALL, out=Path("runs/mine"), steps=12), 12, since=12).splitlines()[1]
     assert told == "nothing was left to train: runs/mine stands at step 12, the last. What next:"
