@@ -120,17 +120,6 @@ def open_held_out(
     return tuple(parts)
 
 
-def count_tokens(part: Part) -> int | None:
-    """About how many tokens a source has, by 64 documents spread over it; None of a stream. Effect: reads them."""
-    source, encode = part.source, part.encode
-    if not isinstance(source, Sized) or encode is None:
-        return None
-    problems: list[str] = []
-    samples = mapped(source, encode)
-    lengths = [len(sample) for i in spread(len(source)) if (sample := attempt(problems, samples.__getitem__, i))]
-    return round(sum(lengths) / max(1, len(lengths)) * len(source))
-
-
 def check_spread(source: Source[Any], encode: Encode) -> None:
     """Raises `ValueError` with those of 64 items spread over `source` of which no sample can be made. Effect: reads
     them."""

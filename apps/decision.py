@@ -3,14 +3,15 @@
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from compute import Compute
-from data import count_tokens
+from lasting import estimate, look, tell_lasting
 from redact import without_secrets
 from transformers import PreTrainedModel
 
-from omni_data import Part, TextTokenizer
+from omni_data import Packing, Part, TextTokenizer
 from omni_data.mix import Weight
 from omni_mesh import MeshSpec
 from omni_models import ModelFacts
@@ -33,6 +34,10 @@ class Decision:
     batch: int
     micro: int
     seq_len: int
+    steps: int
+    packing: Packing
+    until: Literal["first", "all"]
+    """Of its sources that end, which are read to their end."""
     workers: int
     """Processes of each rank that read."""
     virtual_shards: int
@@ -84,12 +89,14 @@ class Decision:
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
         blocks = f"{len(self.plan.blocks)} blocks"
         linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
+        lasts, ending = self._lasting()
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),
             ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + joined + overlap),
             ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
             *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
-            ("step", f"{self.batch} rows, {self.micro} at a time on each rank{self._epoch()}"),
+            ("step", f"{self.batch} rows, {self.micro} at a time on each rank{lasts}"),
+            *ending,
             ("start", f"continues {found}" if found else self.start),
             *((("sources", self.joining),) if found and self.joining else ()),
             *((("changed", ", ".join(changed)),) if changed else ()),
@@ -101,9 +108,14 @@ class Decision:
         )
         return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
 
-    def _epoch(self) -> str:
-        tokens = count_tokens(self.parts[0]) if len(self.parts) == 1 else None
-        return f"; about {max(1, round(tokens / (self.batch * self.seq_len))):,} steps an epoch" if tokens else ""
+    def _lasting(self) -> tuple[str, list[tuple[str, str]]]:
+        """How long the data last, for the line of the step, and lines of their own. Effect: reads some documents."""
+        if len(self.parts) > 1 and not self.ends:
+            return "", []
+        looked = [look(part, self.packing, self.seq_len) for part in self.parts]
+        how: Any = {"packing": self.packing, "until": self.until, "batch": self.batch, "seq_len": self.seq_len}
+        choices = dict.fromkeys((self.virtual_shards, *(() if self.found else (self.batch, self.spec.dp))))
+        return tell_lasting({n: estimate(self.parts, looked, shards=n, **how) for n in choices}, self.steps)
 
     def _experts(self) -> str:
         ep = self.spec.ep
