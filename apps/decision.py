@@ -71,18 +71,15 @@ class Decision:
         """Whether the data may end before the last step."""
         return any(part.epochs is not None for part in self.parts)
 
-    def told(
-        self, found: Path | None = None, saves: str = "", changed: Sequence[str] = (), links: str = "collectives"
-    ) -> str:
-        """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, which
-        settings are not those of the run that it is of, and what moves parameters and gradients between ranks."""
+    def told(self, found: Path | None = None, saves: str = "", changed: Sequence[str] = ()) -> str:
+        """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, and
+        which settings are not those of the run that it is of."""
         how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         recomputed = len(self.plan.recompute)
         kept = len(self.plan.blocks) - recomputed
         chunks = self.plan.sp_chunks
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
-        joined = f", joined by {links}" if sizes else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
         away = f", what {len(self.plan.offload)} keep in memory of the host" if self.plan.offload else ""
         again = self.plan.reshard_after_forward
@@ -92,7 +89,7 @@ class Decision:
         lasts, ending = self._lasting()
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),
-            ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + joined + overlap),
+            ("mesh", (" x ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one rank") + overlap),
             ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
             *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
             ("step", f"{self.batch} rows, {self.micro} at a time on each rank{lasts}"),

@@ -50,7 +50,6 @@ from omni_parallel import (
     apply_ep,
     apply_fp8,
     apply_ulysses,
-    find_links,
     grad_norm,
     init_state,
     offload_blocks,
@@ -74,7 +73,7 @@ def main(config: Config) -> None:
         found = choose_checkpoint(config.checkpoints(), world)
 
         # Place. Each line takes the model and gives it back; each can be left out.
-        mesh, links = make_mesh(run.spec, device_type=run.device), find_links(world.device, config.links)
+        mesh = make_mesh(run.spec, device_type=run.device)
         model = use_kernels(run.model, run.kernels, device_type=run.device)
         model = use_attention(model, run.compute.attention)
         model = use_experts(model, run.compute.experts)
@@ -82,7 +81,7 @@ def main(config: Config) -> None:
         model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
         model = apply_fp8(model, run.plan) if run.compute.linear == "fp8" else model
         model = offload_blocks(recompute_blocks(model, run.plan), run.plan)
-        model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype, links=links)
+        model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
         model = fill_weights(model, None if found else config.weights, seed=config.seed)
         state, cursor, about = init_state(model, config.optim), Cursor(), {}
 
@@ -91,7 +90,7 @@ def main(config: Config) -> None:
             state, cursor, about = load_run(state, found)
         saves, changed = keeper.make_room(state, cursor), changed_settings(about, config, settle(config, run))
         if chief := world.rank == 0:
-            print(run.told(found, saves, changed, links.name), flush=True)
+            print(run.told(found, saves, changed), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
             forget_rows(config.out, state.step)
 

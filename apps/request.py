@@ -131,9 +131,6 @@ class Config:
     keep_gathered: bool | None = None
     """Keep the parameters of blocks gathered from the forward pass to the backward pass. Left out: on GPUs where all
     that is gathered of blocks takes less than 2 GiB."""
-    links: Literal["auto", "collectives", "copies"] = "auto"
-    """What moves parameters and gradients between ranks: NCCL's collectives, which are kernels, or copies, which leave
-    all of a GPU to the model. Numbers are the same. auto: copies where all GPUs are of one host."""
     set_rows_aside: bool = True
     """With --ep 2: set memory for activations of experts aside for every choice of every token, twice what they take on
     average, so that the host never waits to learn how many there are."""

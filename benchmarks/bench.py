@@ -33,6 +33,8 @@ from preflight import start
 from resume import Keeper
 
 from omni_models.experts import is_experts
+from omni_parallel import shard_fsdp
+from omni_parallel.links import COPIES
 
 # The first that matches the name of a kernel says what it does.
 KINDS: Final = {
@@ -55,6 +57,8 @@ class Config(request.Config):
 
     balanced: bool = False
     """Overrule the routers."""
+    copies: bool = False
+    """Gather parameters and exchange gradients by copies between the GPUs of this host."""
     profile_at: int | None = None
     """After so many steps, profile three on the first rank, and print where their time went."""
     trace: Path | None = None
@@ -71,6 +75,8 @@ def main(config: Config) -> None:
             raise ValueError(f"steps={config.steps} ends before three steps after profile_at are seen: run longer.")
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
+    if config.copies:
+        pretrain.shard_fsdp = partial(shard_fsdp, links=COPIES)  # pyright: ignore[reportAttributeAccessIssue]
     pretrain.main(config)
 
 

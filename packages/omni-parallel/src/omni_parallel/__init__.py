@@ -10,9 +10,7 @@ from omni_parallel.fp8 import fp8_problems as fp8_problems
 from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
 from omni_parallel.links import COLLECTIVES as COLLECTIVES
-from omni_parallel.links import COPIES as COPIES
 from omni_parallel.links import Links as Links
-from omni_parallel.links import find_links as find_links
 from omni_parallel.offload import offload_blocks as offload_blocks
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig

@@ -2,7 +2,7 @@
 
 A collective of NCCL is a kernel, and takes multiprocessors from the products under which it runs. GPUs of one host can
 read each other's memory, and their copy engines move it while all multiprocessors compute; a kernel of one block tells
-the others that memory is ready, and another that it was read.
+the others that memory is ready, and another that it was read. Copies are for measuring: see `docs/log.md`.
 
 Either way gradients travel in the dtype in which they were made, and are summed in that of the sum, in the order of
 ranks: half of the bytes of widening them first, and the same numbers, since widening is exact.
@@ -12,8 +12,7 @@ Dimensions: P ranks of a group, n numbers that each of them keeps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from platform import node
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,6 @@ Empty = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
 class Links:
     """What moves numbers between the ranks of a group. Both are for the current stream, which waits for them."""
 
-    name: str
     empty: Empty
     """Memory that the two others can send from: of a shape, a dtype and a device, the same on all ranks."""
     gather: Callable[[Tensor, dist.ProcessGroup], None]
@@ -82,32 +80,8 @@ def exchange_by_copies(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received_Pn
 
 
-COLLECTIVES: Final = Links("collectives", empty_anywhere, gather_by_collective_, exchange_by_collective)
-COPIES: Final = Links("copies", empty_shared, gather_by_copies_, exchange_by_copies)
-
-
-def find_links(device: torch.device, asked: Literal["auto", "collectives", "copies"] = "auto") -> Links:
-    """The links that were asked for; by themselves copies wherever they can be. Effect: collective, of the world.
-
-    Args:
-        device: of this rank.
-        asked: by name, the same on all ranks.
-
-    Raises:
-        ValueError: if copies were asked for and not all ranks have GPUs of one host that read each other's memory.
-    """
-    if asked == "collectives" or (asked == "auto" and (device.type != "cuda" or dist.get_world_size() == 1)):
-        return COLLECTIVES
-    places = _tell((node(), device.index if device.type == "cuda" else None))
-    hosts, gpus = {host for host, _ in places}, [gpu for _, gpu in places if gpu != device.index]
-    alike = device.type == "cuda" and len(hosts) == 1 and None not in gpus
-    can = _tell(alike and all(torch.cuda.can_device_access_peer(device.index, gpu) for gpu in gpus))
-    if asked == "copies" and not all(can):
-        raise ValueError(
-            f"links=copies: rank {can.index(False)} cannot read the memory of all others. They need GPUs of one host "
-            f"with NVLink or peer access, and are on {', '.join(sorted(hosts))}: use links=auto or links=collectives."
-        )
-    return COPIES if all(can) else COLLECTIVES
+COLLECTIVES: Final = Links(empty_anywhere, gather_by_collective_, exchange_by_collective)
+COPIES: Final = Links(empty_shared, gather_by_copies_, exchange_by_copies)
 
 
 class Gather:
@@ -166,13 +140,6 @@ def sum_ranks_(total_n: Tensor, received_Pn: Tensor, own_n: Tensor, rank: int) -
     for part_n in parts[1:]:
         total_n += part_n
     return total_n
-
-
-def _tell(value: Any) -> list[Any]:
-    """The `value` of every rank of the world."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _others(group: dist.ProcessGroup) -> list[int]:
