@@ -11,7 +11,7 @@ from toy import Block, Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh import MeshSpec
 from omni_parallel import ParallelPlan, RecomputeConfig, offload_blocks, plan_parallel, recompute_blocks
-from omni_parallel.offload import SMALLEST, Away
+from omni_parallel.offload import SLACK, SMALLEST, Away, Host
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
@@ -98,6 +98,23 @@ def test_the_same_memory_of_the_host_is_used_in_each_step() -> None:
         loss.backward()
         del loss
     assert memories[0] == memories[1] == memories[2]
+
+
+def held_by_host() -> int:
+    """Bytes of all memory of the host that there is, in use or not."""
+    gc.collect()
+    return sum(each.memory.nbytes for each in gc.get_objects() if type(each) is Host)
+
+
+def test_memory_of_the_host_does_not_grow_where_sizes_differ_from_step_to_step() -> None:
+    model, plain = offloaded(make_attention_toy(), plan_toy()), make_attention_toy()
+    most = 0
+    for rows in (40, *range(12, 40)):
+        plain.zero_grad()
+        model.zero_grad()
+        assert_same(gradients(plain, make_batch(rows)), gradients(model, make_batch(rows)))
+        most = most or held_by_host()
+        assert held_by_host() <= SLACK * most, rows
 
 
 def test_parameters_and_small_tensors_stay_and_so_does_all_without_a_backward_pass() -> None:

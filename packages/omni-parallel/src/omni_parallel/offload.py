@@ -28,6 +28,8 @@ M = TypeVar("M", bound=nn.Module)
 
 SMALLEST: Final = 1 << 20
 """Bytes of the smallest tensor that is worth the way."""
+SLACK: Final = 1.25
+"""How much more memory of the host may be held than has ever been needed at once."""
 
 
 def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) -> M:
@@ -35,7 +37,8 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
 
     Parameters stay where they are, and so do tensors of less than `smallest` bytes. Numbers are the same to the bit.
     Apply it after `recompute_blocks` and before `shard_fsdp`. Host memory is pinned when it is first needed, and used
-    again in each step: of this rank, as many bytes as those blocks keep.
+    again in each step: of this rank, as many bytes as those blocks keep; up to a quarter more where sizes differ from
+    step to step, as those of tokens that come to spread experts do.
 
     Raises:
         MemoryError: in the first step, if the host has not that much to pin.
@@ -55,13 +58,18 @@ def _offloaded(depot: "Depot", forward: Callable[..., Any], *args: Any, **kwargs
         return forward(*args, **kwargs)
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Host:
     """Memory of the host, used again and again."""
 
     memory: Tensor
-    read: torch.Event | None = None
-    """Set once it was read last."""
+    """Bytes."""
+    used: torch.Event | None = None
+    """Set once it was written or read last."""
+
+    def like(self, away: "Away") -> Tensor:
+        """Its memory as a tensor that lies as the one did that `away` stands for."""
+        return self.memory[: away.nbytes].view(away.dtype).as_strided(away.size, away.stride)
 
 
 @dataclass(slots=True)
@@ -82,6 +90,7 @@ class Away:
         self.host = host
         self.group = group
         self.size, self.stride, self.device = here.size(), here.stride(), here.device
+        self.dtype, self.nbytes = here.dtype, here.nbytes
         self.written: torch.Event | None = None
         self.back: Tensor | None = None
         self.arrived: torch.Event | None = None
@@ -110,7 +119,12 @@ class Depot:
 
     def __init__(self, smallest: int) -> None:
         self.smallest = smallest
-        self.free: dict[tuple[int, torch.dtype], list[Host]] = {}
+        self.free: dict[int, list[Host]] = {}
+        """Memory that nobody uses, by bytes."""
+        self.returned: deque[Host] = deque()
+        """Memory that nobody uses any longer, from whichever thread."""
+        self.held = self.most = 0
+        """Bytes of all memory of the host that there is, and the most that were in use at once."""
         self.last: Group | None = None
         self.leaving: deque[tuple[torch.Event | None, list[Away]]] = deque()
         """By block: what is to wait for before its tensors may go, and what they are."""
@@ -134,16 +148,16 @@ class Depot:
                 if known.is_of(x):
                     return known
         away = Away(x, self._find_host(x), self.last)
-        weakref.finalize(away, self.free.setdefault((x.numel(), x.dtype), []).append, away.host)
-        target = away.host.memory.as_strided(x.size(), x.stride())
+        weakref.finalize(away, self.returned.append, away.host)
+        target = away.host.like(away)
         if x.is_cuda:
             out, _ = self._ways(x.device)
             out.wait_stream(torch.cuda.current_stream(x.device))
-            if away.host.read is not None:
-                out.wait_event(away.host.read)
+            if away.host.used is not None:
+                out.wait_event(away.host.used)
             with torch.cuda.stream(out), torch.no_grad():
                 target.copy_(x, non_blocking=True)
-            away.written = out.record_event()
+            away.written = away.host.used = out.record_event()
         else:
             with torch.no_grad():
                 target.copy_(x)
@@ -172,7 +186,7 @@ class Depot:
         """Let `away` be on its way back."""
         if away.back is not None or away.here is not None:
             return
-        source = away.host.memory.as_strided(away.size, away.stride)
+        source = away.host.like(away)
         away.back = torch.empty_strided(away.size, away.stride, dtype=source.dtype, device=away.device)
         if away.written is None:
             away.back.copy_(source)
@@ -183,7 +197,7 @@ class Depot:
         with torch.cuda.stream(back):
             away.back.copy_(source, non_blocking=True)
         away.back.record_stream(back)  # It may be dropped unused.
-        away.arrived = away.host.read = back.record_event()
+        away.arrived = away.host.used = back.record_event()
 
     def _release(self, *, but: int) -> None:
         """Forget the tensors of all blocks but the last few, after what comes has waited for their copies."""
@@ -196,8 +210,32 @@ class Depot:
                 away.here = None
 
     def _find_host(self, x: Tensor) -> Host:
-        free = self.free.setdefault((x.numel(), x.dtype), [])
-        return free.pop() if free else _make_host(x)
+        """Memory for `x`: of its size, or a little larger, or else new, before which other memory that is free goes."""
+        while self.returned:
+            host = self.returned.popleft()
+            self.free.setdefault(host.memory.nbytes, []).append(host)
+        fits = [x.nbytes] if x.nbytes in self.free else [s for s in self.free if x.nbytes <= s <= SLACK * x.nbytes]
+        host = self._take(min(fits)) if fits else None
+        using = self.held - sum(size * len(hosts) for size, hosts in self.free.items()) + (0 if host else x.nbytes)
+        self.most = max(self.most, using)
+        if host is None:
+            while self.free and self.held + x.nbytes > SLACK * self.most:
+                self._drop(self._take(next(iter(self.free))))
+            host = _make_host(x)
+            self.held += host.memory.nbytes
+        return host
+
+    def _take(self, size: int) -> Host:
+        hosts = self.free[size]
+        host = hosts.pop()
+        if not hosts:
+            del self.free[size]
+        return host
+
+    def _drop(self, host: Host) -> None:
+        if host.used is not None:
+            host.used.synchronize()
+        self.held -= host.memory.nbytes
 
     def _ways(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
         if self.ways is None:
@@ -211,9 +249,9 @@ def _make_host(x: Tensor) -> Host:
     Pages of its own are pinned. Torch pins powers of two, up to twice as much.
     """
     if not x.is_cuda:
-        return Host(torch.empty(x.numel(), dtype=x.dtype))
+        return Host(torch.empty(x.nbytes, dtype=torch.uint8))
     pages = mmap.mmap(-1, x.nbytes)
-    memory = torch.frombuffer(pages, dtype=torch.uint8).view(x.dtype)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
     cuda = torch.cuda.cudart()
     error = cuda.cudaHostRegister(memory.data_ptr(), x.nbytes, 0)
     if int(error):
