@@ -1,13 +1,24 @@
 """What ranks do for `test_links` and `test_offload`: gradients of one model, by each alone and by all that share it."""
 
 import gc
+from dataclasses import replace
 
 import torch
+from experts import grads_of, make_mixture, step
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
-from omni_parallel import ParallelPlan, gather_objects, offload_blocks, recompute_blocks, shard_fsdp
+from omni_models import describe, map_experts, use_attention, use_experts
+from omni_parallel import (
+    ParallelPlan,
+    apply_ep,
+    gather_objects,
+    offload_blocks,
+    plan_parallel,
+    recompute_blocks,
+    shard_fsdp,
+)
 from omni_parallel.links import COLLECTIVES, COPIES
 from omni_parallel.offload import Away
 
@@ -85,3 +96,32 @@ def put_away_under_sharding(every: int) -> tuple[list[tuple[Tensor, Tensor]], se
         plain, _ = differentiate(offload=False)
         again, sizes = differentiate(offload=True)
         return list(zip(plain, again, strict=True)), sizes
+
+
+def put_away_of_experts(config: MeshConfig) -> tuple[list[tuple[Tensor, Tensor]], set[int], list[tuple[int, ...]]]:
+    """Gradients of a mixture with spread experts without and with its activations in memory of the host; the sizes of
+    weights of experts; and what is there by size."""
+
+    def differentiate(*, offload: bool) -> tuple[dict[str, Tensor | None], set[int], list[tuple[int, ...]]]:
+        model = use_experts(use_attention(make_mixture("qwen3_moe"), "sdpa"))
+        plan = plan_parallel(describe(model), mesh.spec)
+        plan = replace(plan, offload=plan.blocks if offload else ())
+        sizes = {param.numel() // mesh.spec.ep for param in model.parameters() if param.ndim == 3}
+        model = apply_ep(model, mesh, plan, over=map_experts)
+        model = shard_fsdp(offload_blocks(model, plan, smallest=1), mesh, plan, param_dtype=torch.bfloat16)
+        away = list[tuple[int, ...]]()
+        handle = model.register_forward_hook(
+            lambda *_: away.extend(tuple(each.size) for each in gc.get_objects() if type(each) is Away)
+        )
+        step(model, mesh)
+        handle.remove()
+        return grads_of(model), sizes, away
+
+    with join_world(device="cpu") as world:
+        mesh = make_mesh(resolve_mesh(config, world.size), device_type="cpu")
+        plain, sizes, _ = differentiate(offload=False)
+        again, _, away = differentiate(offload=True)
+        pairs = [
+            (grad, other) for name, grad in plain.items() if grad is not None and (other := again[name]) is not None
+        ]
+        return pairs, sizes, away

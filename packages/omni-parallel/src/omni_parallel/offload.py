@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from omni_parallel.local import local
 from omni_parallel.plan import ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,15 +47,20 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
     depot = Depot(smallest)
     for name in plan.offload:
         block = model.get_submodule(name)
-        block.forward = partial(_offloaded, depot, block.forward)
+        experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
+        block.forward = partial(_offloaded, depot, experts, block.forward)
     return model
 
 
-def _offloaded(depot: "Depot", forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _offloaded(depot: "Depot", experts: list[nn.Module], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+
+    def put(x: Tensor) -> Tensor | Away:
+        return x if type(x) is not Tensor or _is_weight(x, experts) else depot.put(x)
+
     depot.open()
-    with saved_tensors_hooks(depot.put, depot.get):
+    with saved_tensors_hooks(put, depot.get):
         return forward(*args, **kwargs)
 
 
@@ -252,7 +258,7 @@ def _make_host(x: Tensor) -> Host:
         return Host(torch.empty(x.nbytes, dtype=torch.uint8))
     pages = mmap.mmap(-1, x.nbytes)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
-    cuda = torch.cuda.cudart()
+    cuda: Any = torch.cuda.cudart()
     error = cuda.cudaHostRegister(memory.data_ptr(), x.nbytes, 0)
     if int(error):
         raise MemoryError(
@@ -267,6 +273,17 @@ def _make_host(x: Tensor) -> Host:
 def _is_worth(x: Tensor, smallest: int) -> bool:
     own = not isinstance(x, nn.Parameter) and not isinstance(x._base, nn.Parameter)
     return own and type(x) is Tensor and x.nbytes >= smallest and _is_dense(x)
+
+
+def _is_weight(x: Tensor, experts: list[nn.Module]) -> bool:
+    """Whether `x` lies in memory of a parameter of `experts`, or of what stands for one in their calls.
+
+    These are DTensors, also where they are gathered, and casts, so that what is saved is plain and no parameter's view.
+    Memory of gathered ones is freed with the call, before a copy of it is sure to be made.
+    """
+    shown = (vars(module).get(name, param) for module in experts for name, param in module._parameters.items())
+    places = {local(weight).untyped_storage().data_ptr() for weight in shown if isinstance(weight, Tensor)}
+    return x.untyped_storage().data_ptr() in places - {0}
 
 
 def _is_dense(x: Tensor) -> bool:
