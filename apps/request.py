@@ -102,7 +102,8 @@ class Config:
     linear: Literal["plain", "fp8"] = "plain"
     """How linear layers of blocks are computed. fp8: their matrix products in 8-bit floats, each tensor scaled by its
     largest magnitude, on GPUs from Ada and Hopper on; faster where layers are wide, and the loss is that of plain but
-    for noise. Head, embeddings, routers and experts stay as they are, and so do the master weights."""
+    for noise. Head, embeddings, routers and the experts that they choose stay as they are, and so do the
+    master weights."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100
