@@ -4,6 +4,7 @@ import gc
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from experts import grads_of, make_mixture, step
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -59,6 +60,28 @@ def sum_both_ways(config: MeshConfig, dtype: torch.dtype, links: str, passes: in
         assert all(isinstance(grad, DTensor) and grad.dtype == torch.float32 for grad in shared.values())
         whole = {name: grad.full_tensor().cpu() for name, grad in shared.items() if isinstance(grad, DTensor)}
         return {name: (made[name], whole[name]) for name in made}
+
+
+def travelling_dtypes(dtype: torch.dtype) -> tuple[set[torch.dtype], set[torch.dtype]]:
+    """In which dtypes parameters travel, and gradients, where `dtype` is that of compute."""
+    there, back = set[torch.dtype](), set[torch.dtype]()
+
+    def gather_(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
+        there.add(whole_Pn.dtype)
+        COLLECTIVES.gather(whole_Pn, group)
+
+    def exchange(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
+        back.add(parts_Pn.dtype)
+        return COLLECTIVES.exchange(parts_Pn, group)
+
+    with join_world(device="cpu") as world:
+        mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
+        links = replace(COLLECTIVES, gather=gather_, exchange=exchange)
+        backward(
+            shard_fsdp(make_net(), mesh, ParallelPlan(blocks=("1", "3")), param_dtype=dtype, links=links),
+            torch.ones(7, 5, dtype=dtype),
+        )
+        return there, back
 
 
 class Block(nn.Module):

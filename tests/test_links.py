@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from linking import sum_both_ways
+from linking import sum_both_ways, travelling_dtypes
 from ranks import Run
 
 from omni_mesh import MeshConfig
@@ -21,3 +21,8 @@ def test_the_sum_over_ranks_has_all_digits_of_what_they_made(
     for found in run(sum_both_ways, ranks, config, dtype, links, 2):
         for name, (made, shared) in found.items():
             assert torch.equal(made, shared), (name, (made - shared).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_all_travels_as_narrow_as_it_is_computed_with(run: Run, dtype: torch.dtype) -> None:
+    assert run(travelling_dtypes, 2, dtype) == [({dtype}, {dtype})] * 2
