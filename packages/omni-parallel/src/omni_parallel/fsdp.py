@@ -45,7 +45,8 @@ def shard_fsdp(
         mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
-        reduce_dtype: dtype in which gradients are summed over ranks; they travel in that in which they are made.
+        reduce_dtype: dtype in which gradients are summed over ranks; they travel in that in which they are made, and
+            sums between replicas in this one.
         links: what moves them, and parameters: see `omni_parallel.links`.
 
     Raises:
