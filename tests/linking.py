@@ -1,6 +1,7 @@
 """What ranks do for `test_links` and `test_offload`: gradients of one model, by each alone and by all that share it."""
 
 import gc
+import os
 from dataclasses import replace
 
 import torch
@@ -20,10 +21,11 @@ from omni_parallel import (
     recompute_blocks,
     shard_fsdp,
 )
-from omni_parallel.links import COLLECTIVES, COPIES
+from omni_parallel import links
+from omni_parallel.links import COLLECTIVES, COPIES, find_links
 from omni_parallel.offload import Away
 
-LINKS = {"collectives": COLLECTIVES, "copies": COPIES}
+LINKS = {"collectives": COLLECTIVES, "copies": COPIES, "left open": None}
 WIDTH = 33
 """Divides among no number of ranks but 3 and 11."""
 
@@ -37,7 +39,7 @@ def backward(model: nn.Module, rows: Tensor) -> None:
     model(rows).square().sum().backward()
 
 
-def sum_both_ways(config: MeshConfig, dtype: torch.dtype, links: str, passes: int) -> dict[str, tuple[Tensor, Tensor]]:
+def sum_both_ways(config: MeshConfig, dtype: torch.dtype, by: str, passes: int) -> dict[str, tuple[Tensor, Tensor]]:
     """By name of a parameter: the sum in fp32, in the order of ranks, of the gradients that each rank makes in `dtype`
     of rows of its own, and what sharding gives; each over some backward passes."""
     with join_world() as world:
@@ -53,13 +55,30 @@ def sum_both_ways(config: MeshConfig, dtype: torch.dtype, links: str, passes: in
             every = gather_objects({name: grad.float().cpu() for name, grad in grads.items() if grad is not None})
             made = {name: made[name] + torch.stack([own[name] for own in every]).sum(0) for name in made}
         mesh = make_mesh(resolve_mesh(config, world.size), device_type=device.type)
-        model = shard_fsdp(model, mesh, plan, param_dtype=dtype, links=LINKS[links])
+        model = shard_fsdp(model, mesh, plan, param_dtype=dtype, links=LINKS[by])
         for rows in batches:
             backward(model, rows)
         shared = {name: param.grad for name, param in model.named_parameters()}
         assert all(isinstance(grad, DTensor) and grad.dtype == torch.float32 for grad in shared.values())
         whole = {name: grad.full_tensor().cpu() for name, grad in shared.items() if isinstance(grad, DTensor)}
         return {name: (made[name], whole[name]) for name in made}
+
+
+def sum_between_hosts(dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same for ranks each of which calls its host otherwise, links left open."""
+    own = links.node
+    links.node = lambda: f"host of process {os.getpid()}"
+    try:
+        return sum_both_ways(MeshConfig(), dtype, "left open", 2)
+    finally:
+        links.node = own
+
+
+def found_links(names: list[str]) -> list[bool]:
+    """Whether collectives are found to be right, where ranks' hosts have such names, and where they are asked."""
+    with join_world(device="cpu") as world:
+        group = dist.distributed_c10d._get_default_group()
+        return [find_links(group, host=host) is COLLECTIVES for host in (names[world.rank], None)]
 
 
 def travelling_dtypes(dtype: torch.dtype) -> tuple[set[torch.dtype], set[torch.dtype]]:
@@ -76,9 +95,9 @@ def travelling_dtypes(dtype: torch.dtype) -> tuple[set[torch.dtype], set[torch.d
 
     with join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
-        links = replace(COLLECTIVES, gather=gather_, exchange=exchange)
+        told = replace(COLLECTIVES, gather=gather_, exchange=exchange)
         backward(
-            shard_fsdp(make_net(), mesh, ParallelPlan(blocks=("1", "3")), param_dtype=dtype, links=links),
+            shard_fsdp(make_net(), mesh, ParallelPlan(blocks=("1", "3")), param_dtype=dtype, links=told),
             torch.ones(7, 5, dtype=dtype),
         )
         return there, back

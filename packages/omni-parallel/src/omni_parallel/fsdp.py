@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
 from omni_parallel.casts import kept_cast
-from omni_parallel.links import COLLECTIVES, Gather, Links, NarrowSum
+from omni_parallel.links import Gather, Links, NarrowSum, find_links
 from omni_parallel.plan import ParallelPlan, has_shared_experts
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +30,7 @@ def shard_fsdp(
     *,
     param_dtype: torch.dtype = torch.bfloat16,
     reduce_dtype: torch.dtype = torch.float32,
-    links: Links = COLLECTIVES,
+    links: Links | None = None,
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
@@ -45,9 +45,9 @@ def shard_fsdp(
         mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
-        reduce_dtype: dtype in which gradients are summed over ranks; they travel in that in which they are made, and
-            sums between replicas in this one.
-        links: what moves them, and parameters: see `omni_parallel.links`.
+        reduce_dtype: dtype in which gradients are summed over ranks, and sums travel between replicas.
+        links: what gathers parameters, and sends gradients in the dtype in which they are made. None: `COLLECTIVES`
+            between ranks of one host, and beyond FSDP2's own sum, which sends `reduce_dtype` once from host to host.
 
     Raises:
         ValueError: if experts were not spread by `apply_ep`.
@@ -67,7 +67,8 @@ def shard_fsdp(
         frees = plan.reshard_after_forward
         expert = model.get_submodule(name)
         fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
-        _link(expert, links, param_dtype)
+        _link(expert, links or find_links(mesh.experts["efsdp"].get_group()), param_dtype)
+    links = links or find_links(mesh.params["fsdp"].get_group())
     units = (*plan.blocks, *((plan.head,) if plan.head else ()))
     for name in (*units, ""):
         frees = plan.reshard_after_forward and name in plan.blocks
@@ -89,11 +90,12 @@ def reshard(model: nn.Module) -> nn.Module:
     return model
 
 
-def _link(unit: nn.Module, links: Links, dtype: torch.dtype) -> None:
-    """`links` gather the parameters of `unit`, and send its gradients, made in `dtype`, to be summed as they are."""
+def _link(unit: nn.Module, links: Links | None, dtype: torch.dtype) -> None:
+    """Gradients of `unit` are summed over ranks, as they are; made in `dtype`, they are sent in it, if by `links`."""
     assert isinstance(unit, FSDPModule)
-    unit.set_custom_all_gather(Gather(links))
-    unit.set_custom_reduce_scatter(NarrowSum(links, dtype))
+    if links is not None:
+        unit.set_custom_all_gather(Gather(links))
+        unit.set_custom_reduce_scatter(NarrowSum(links, dtype))
     # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)

@@ -5,13 +5,15 @@ read each other's memory, and their copy engines move it while all multiprocesso
 the others that memory is ready, and another that it was read. Copies are for measuring: see `docs/log.md`.
 
 Either way gradients travel in the dtype in which they were made, and are summed in that of the sum, in the order of
-ranks: half of the bytes of widening them first, and the same numbers, since widening is exact.
+ranks: half of the bytes of widening them first, and the same numbers, since widening is exact. Between hosts it would
+be more bytes: see `find_links`.
 
 Dimensions: P ranks of a group, n numbers that each of them keeps.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from platform import node
 from typing import Any, Final
 
 import torch
@@ -82,6 +84,21 @@ def exchange_by_copies(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 COLLECTIVES: Final = Links(empty_anywhere, gather_by_collective_, exchange_by_collective)
 COPIES: Final = Links(empty_shared, gather_by_copies_, exchange_by_copies)
+
+
+def find_links(group: dist.ProcessGroup, *, host: str | None = None) -> Links | None:
+    """`COLLECTIVES` if all ranks of `group` are of one host, else None. Effect: collective, of the group.
+
+    Between hosts an all-to-all sends each number from every rank of one to some rank of the other. A sum that goes from
+    rank to rank sends it, widened, once.
+
+    Args:
+        group: of the ranks that share parameters.
+        host: the name of this rank's; None to ask for it.
+    """
+    hosts: list[str | None] = [None] * group.size()
+    dist.all_gather_object(hosts, node() if host is None else host, group=group)
+    return COLLECTIVES if len(set(hosts)) == 1 else None
 
 
 class Gather:
