@@ -16,12 +16,12 @@ from omni_parallel import (
     ParallelPlan,
     apply_ep,
     gather_objects,
+    links,
     offload_blocks,
     plan_parallel,
     recompute_blocks,
     shard_fsdp,
 )
-from omni_parallel import links
 from omni_parallel.links import COLLECTIVES, COPIES, find_links
 from omni_parallel.offload import Away
 
