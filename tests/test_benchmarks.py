@@ -1,0 +1,45 @@
+"""Laws of the records of benchmarks: the README shows what they say, and what is worse is told."""
+
+from typing import Any
+
+import pytest
+from measure import compare, summarize
+from table import HERE, MARKED, README, make_table, read_records
+
+RECORDS = read_records(HERE)
+
+
+def test_the_table_of_the_readme_is_that_of_the_records() -> None:
+    found = MARKED.search(README.read_text())
+    assert found and make_table(RECORDS) in found[0], "uv run benchmarks/table.py --write"
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_says_how_to_make_it_again(name: str) -> None:
+    record = RECORDS[name]
+    wanted = {"tokens_per_second_per_rank", "tflops_per_rank", "seconds", "data_seconds", "memory_gb", "steps"}
+    assert {*wanted, "command", "note", "date", "commit", "gpu", "versions"} <= record.keys()
+    assert record["command"].startswith("uv run ") and len(record["commit"]) >= 7
+    assert {"torch", "transformers"} <= record["versions"].keys()
+
+
+def record(speed: float = 100.0, memory: float = 10.0, gpu: str = "A") -> dict[str, Any]:
+    return {"tokens_per_second_per_rank": speed, "memory_gb": memory, "gpu": gpu}
+
+
+def test_five_percent_are_noise_and_more_is_told() -> None:
+    assert compare(record(95.1, 10.4), record()) == []
+    assert compare(record(200.0, 1.0), record()) == []
+    assert compare(record(94.9), record()) == ["tokens_per_second_per_rank is 94.9, was 100.0"]
+    assert compare(record(94.9, 10.6), record())[1:] == ["memory_gb is 10.6, was 10.0"]
+    with pytest.raises(ValueError, match="the record is of A, and this is B: compare on the same"):
+        compare(record(gpu="B"), record())
+
+
+def test_the_first_steps_do_not_count_but_for_memory() -> None:
+    names = ("tokens_per_second", "tokens_per_second_per_rank", "tflops_per_rank", "seconds", "data_seconds")
+    rows = [dict.fromkeys(names, value) | {"memory_gb": 9.0 - value} for value in (1.0, 2.0, 3.0, 7.0)]
+    told = summarize(rows, 1)
+    assert (told["steps"], told["seconds"], told["memory_gb"], told["data_seconds_most"]) == (3, 3.0, 8.0, 7.0)
+    with pytest.raises(ValueError, match="4 steps are no more than the 4 to skip: run longer"):
+        summarize(rows, 4)
