@@ -55,7 +55,7 @@ _FREE: Final = (
     *("set_rows_aside", "recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad"),
     *("mix.changed", "eval"),
 )
-"""Settings that change no numbers, or that `decide` refuses to change."""
+"""Settings that change no numbers but by rounding, or that `decide` refuses to change."""
 
 
 def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[str, Any]) -> list[str]:
@@ -72,10 +72,12 @@ def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[
     known = about.get("settled", {})
     before = flat_values(about.get("config", {})) | known
     now = flat_values(plain_values(asdict(config))) | {name: settled[name] for name in settled if name in known}
+    # In 8 bits a scale is that of what is computed together.
+    free = {*_FREE} - ({"micro", "mesh"} if config.linear == "fp8" else set())
     return [
-        f"--{name.replace('_', '-')} {as_word(before[name])} -> {as_word(value)}"
+        f"--{name.removeprefix('mesh.').replace('_', '-')} {as_word(before[name])} -> {as_word(value)}"
         for name, value in now.items()
-        if not {name, name.split(".")[0]} & {*_FREE} and name in before and before[name] != value
+        if not {name, name.split(".")[0]} & free and name in before and before[name] != value
     ]
 
 

@@ -240,6 +240,10 @@ def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
         "--optim.betas 0.9 0.95 -> 0.8 0.95",
     ]
     assert changed_settings({}, asked, {}) == [], "a checkpoint that says nothing of its run"
+    narrow = replace(SMALL, linear="fp8")
+    about = {"config": plain_values(asdict(narrow))}
+    others = replace(narrow, micro=3, mesh=MeshConfig(shard=2), sp_chunks=2)
+    assert changed_settings(about, others, {}) == ["--micro left out -> 3", "--shard 1 -> 2"]
 
 
 def test_what_is_left_open_is_compared_as_it_was_decided(

@@ -11,7 +11,7 @@ from toy import Block, Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh import MeshSpec
 from omni_parallel import ParallelPlan, RecomputeConfig, offload_blocks, plan_parallel, recompute_blocks
-from omni_parallel.offload import SLACK, SMALLEST, Away, Host
+from omni_parallel.offload import SLACK, SMALLEST, Away, Group, Host
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
@@ -115,6 +115,18 @@ def test_memory_of_the_host_does_not_grow_where_sizes_differ_from_step_to_step()
         assert_same(gradients(plain, make_batch(rows)), gradients(model, make_batch(rows)))
         most = most or held_by_host()
         assert held_by_host() <= SLACK * most, rows
+
+
+def test_what_a_step_put_away_is_forgotten_when_the_next_begins() -> None:
+    plan = replace(plan_toy(), offload=plan_toy().blocks[:2])
+    model = offload_blocks(make_attention_toy(), plan, smallest=1)
+    for _ in range(3):
+        model(make_batch()).sum().backward()
+    kept = model(make_batch()[:1])
+    gc.collect()
+    groups = [x for x in gc.get_objects() if type(x) is Group]
+    assert len(groups) == 2
+    del kept
 
 
 def test_parameters_and_small_tensors_stay_and_so_does_all_without_a_backward_pass() -> None:

@@ -48,20 +48,24 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
     for name in plan.offload:
         block = model.get_submodule(name)
         experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
-        block.forward = partial(_offloaded, depot, experts, block.forward)
+        begin = partial(depot.open, first=name == plan.offload[0])
+        put = partial(_put, depot, experts)
+        block.forward = partial(_offloaded, begin, (put, depot.get), block.forward)
     return model
 
 
-def _offloaded(depot: "Depot", experts: list[nn.Module], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _offloaded(
+    begin: Callable[[], None], hooks: tuple[Any, Any], forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-
-    def put(x: Tensor) -> Tensor | Away:
-        return x if type(x) is not Tensor or _is_weight(x, experts) else depot.put(x)
-
-    depot.open()
-    with saved_tensors_hooks(put, depot.get):
+    begin()
+    with saved_tensors_hooks(*hooks):
         return forward(*args, **kwargs)
+
+
+def _put(depot: "Depot", experts: list[nn.Module], x: Tensor) -> "Tensor | Away":
+    return x if type(x) is not Tensor or _is_weight(x, experts) else depot.put(x)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -137,10 +141,10 @@ class Depot:
         self.ways: tuple[torch.Stream, torch.Stream] | None = None
         """The streams out and back."""
 
-    def open(self) -> None:
-        """The next block begins: what the one before the last has put away leaves the device."""
-        self._release(but=1)
-        self.last = Group(self.last if self.last is not None and len(self.last.away) else None)
+    def open(self, *, first: bool) -> None:
+        """The next block, or the first, begins: what the one before the last has put away leaves the device."""
+        self._release(but=0 if first else 1)
+        self.last = Group(None if first else self.last)
         self.leaving.append((None, []))
 
     def put(self, x: Tensor) -> "Tensor | Away":

@@ -1,6 +1,6 @@
 """How long each fused kernel takes, and how near it comes to the speed of memory; Liger's beside it where installed.
 
-    python3 benchmarks/kernels.py
+    python3 benchmarks/pointwise.py
 
 One NVIDIA GPU with Triton is needed. GB/s counts the bytes that must move: each input once in, each output once out.
 Caches are emptied between runs. Shapes are those of a layer of Qwen3-8B at 8,192 tokens, in bf16.
