@@ -14,9 +14,12 @@ from typing import Any
 import torch
 import tyro
 from disk import check_merged
+from names import read_named
 from preflight import attempt, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
+
+from omni_models import read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def main(config: Config) -> None:
     if not config.prompt:
         problems.append("an empty prompt leaves nothing to continue; give at least a letter.")
     attempt(problems, check_merged, config.model)
+    if not problems:
+        attempt(problems, read_named, read_config, config.model)
     if problems:
         raise ValueError("\n".join(problems))
     logging.disable_progress_bar()

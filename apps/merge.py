@@ -52,10 +52,14 @@ def main(config: Config) -> None:
     source = choose(root, config.step)
     check_free(config.to)
     to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
-    merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
-    add_assets(assets, config.to, config.dtype)
     others = [str(step_of(path)) for path in steps(root) if path.name != source.name]
-    more = f" (--step chooses another: {', '.join(others)})" if others and config.step is None else ""
+    another = f"--step chooses another: {', '.join(others)}" if others else ""
+    try:
+        merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
+    except ValueError as problem:
+        raise ValueError(f"{problem}\n{another}".rstrip()) from problem
+    add_assets(assets, config.to, config.dtype)
+    more = f" ({another})" if another and config.step is None else ""
     said = '--chat --prompt "Hello"' if (config.to / "chat_template.jinja").is_file() else '--prompt "The "'
     print(without_secrets(f"{source}{more} is merged. Try: uv run apps/infer.py {config.to} {said}"))
 

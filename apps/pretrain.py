@@ -99,7 +99,7 @@ def main(config: Config) -> None:
         begin = expect_steps(dog, mesh, config.timeout_s)
         with (
             closing(read_batches(config, run, cursor, mesh)) as batches,
-            Reporter(config, run, world, first=first, best=about.get("best")) as report,
+            Reporter(config, run, world, first=first, about=about) as report,
         ):
             taken = take_steps(batches, run, world.device)
             while state.step < stop and (due or not report.asked_to_leave) and (now := next(taken, None)):

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -76,14 +77,24 @@ class Reporter:
     """Keeps the last step that was noted, and tells of it when the next is noted, when asked, or, if its numbers are
     there, when an error ends the run: they may say what it comes from."""
 
-    def __init__(self, config: Config, run: Decision, world: World, *, first: int, best: Any = None) -> None:
-        """`first` is the step that the run stands at, and `best` the least loss until then and its step."""
+    def __init__(
+        self,
+        config: Config,
+        run: Decision,
+        world: World,
+        *,
+        first: int,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """`first` is the step that the run stands at, and `about` what the checkpoint there says of it."""
         self.config, self.run, self.world, self.first = config, run, world, first
+        self.a_step = run.batch * config.seq_len
+        self.before = about.get("tokens", first * self.a_step)
         self.noted: Noted | None = None
         self.began, self.last = time.perf_counter(), Mark(world.device)
         self.values: dict[str, float] = {}
         self.asked_to_leave = self.asked_to_save = False
-        self.skips, self.tokens, self.best = 0, 0, best
+        self.skips, self.tokens, self.best = 0, 0, about.get("best")
         self.odd = Counter[str]()
         self.evaluated: dict[str, Any] = {}
 
@@ -114,8 +125,8 @@ class Reporter:
         """
         known = {
             "lr": self.run.schedule(step - 1),
-            "tokens": self.run.batch * self.config.seq_len,
-            "tokens_so_far": cursor.tokens_before(self.config.seq_len),
+            "tokens": self.a_step,
+            "tokens_so_far": self.before + (step - self.first) * self.a_step,
             "waited": data.waited,
             "ranks": self.world.size,
             "flops": flops_per_token(self.run.facts, data.reach),

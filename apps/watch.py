@@ -214,9 +214,18 @@ def forget_after(path: Path, step: int) -> str:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add `row` to the JSON lines of `path`. Effect: writes; a kill of this process loses nothing of it."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add `row` to the JSON lines of `path`. Effect: writes; a kill of this process loses nothing of it.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as problem:
+        raise ValueError(
+            f"{path} cannot be written: {problem.strerror}. The same command goes on from the newest checkpoint."
+        ) from problem
 
 
 def what_next(config: Config, step: int, *, since: int, left: bool = False, app: str = "pretrain") -> str:

@@ -285,6 +285,7 @@ def test_every_document_is_read_however_unlike_they_are(run, tmp_path: Path, ran
     targets = sum(row["targets"] for row in rows)
     assert sum(map(len, texts)) - 1400 // 64 - 1 <= targets <= sum(map(len, texts))
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "no step is empty"
+    assert [row["tokens"] for row in rows] == [row["step"] * rows[0]["tokens"] for row in rows]
     # There is nothing left to train.
     assert run(train, ranks, config)[0] == rows
     assert [path.name for path in sorted((tmp_path / "run").glob("step-*"))] == [f"step-{len(rows):08d}"]

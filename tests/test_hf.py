@@ -168,12 +168,19 @@ def test_of_several_checkpoints_the_newest_is_merged_and_the_others_are_told(
     assert "step-00000002 (--step chooses another: 1) is merged" in capsys.readouterr().out
     merge.main(merge.Config(run=config.out, to=tmp_path / "first", step=1))
     assert "step-00000001 is merged" in capsys.readouterr().out
+    file = next((config.out / "step-00000002").glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"step-00000002 is damaged(.|\n)*\n--step chooses another: 1$"):
+        merge.main(merge.Config(run=config.out, to=tmp_path / "again"))
 
 
-def test_generating_from_nothing_is_refused(tmp_path: Path) -> None:
+def test_generating_from_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Merge a run first"):
         infer.main(infer.Config(model=str(tmp_path / "nothing")))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="there is no run/nope, and run is a directory here"):
+        infer.main(infer.Config(model="run/nope"))
     (tmp_path / "run" / "model" / "config.json").touch()
     with pytest.raises(ValueError) as told:
         infer.main(infer.Config(model=str(tmp_path / "run"), prompt="", tokens=0, temperature=-1.0))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from watch import append_row, forget_after, progress_line
 
 
@@ -23,6 +24,12 @@ def test_rows_that_are_written_again_go_and_that_is_told(tmp_path: Path) -> None
         file.write('{"step": 5, "lo')
     assert forget_after(path, 3) == f"{path} has rows after step 3, 2 of them: they go, and are written again."
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_row_that_cannot_be_written_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"metrics.jsonl cannot be written: No space left on device. The same command"):
+        append_row(tmp_path / "metrics.jsonl", {"step": 1})
 
 
 def test_rows_of_a_run_that_left_no_checkpoint_stay_beside_those_of_the_next(tmp_path: Path) -> None:

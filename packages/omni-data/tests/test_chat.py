@@ -244,6 +244,31 @@ def encoded(*said, learn="assistant"):
     return encode_chat({"messages": [*chat("a"), *said]}, tokenizer=tokenizer_with(QWEN3), learn=learn)
 
 
+@pytest.mark.parametrize("learn", ["assistant", "last"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<{{ m.role }}>{{ m.text }}\n{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{% generation %}!\n{% endgeneration %}{% endfor %}",
+    ],
+    ids=["of another field", "of roles"],
+)
+def test_a_template_that_leaves_out_what_the_assistant_says_is_told(template, learn):
+    record = {"messages": chat("who are you", "somebody", "who", "you know")}
+    with pytest.raises(ValueError, match=r"does not write what the assistant says in message .*3: does it read mess"):
+        encode_chat(record, tokenizer=tokenizer_with(template), learn=learn)
+
+
+def test_a_template_may_write_what_is_said_in_its_own_way():
+    spread = "{% for m in messages %}<{{ m.role }}>{{ m.content | replace('a', '  a\n') | trim }}\n{% endfor %}"
+    for template, said in (
+        (QWEN3, "<think>why</think>a b"),
+        (QWEN3, [{"type": "text", "text": "a b"}]),
+        (spread, "a b"),
+    ):
+        assert encode_chat({"messages": chat("c", said)}, tokenizer=tokenizer_with(template)).learn_N.any()
+
+
 @pytest.mark.parametrize("empty", ["", " \n", [], [{"type": "text", "text": " "}]])
 def test_records_whose_assistant_says_nothing_are_no_chats(empty):
     silent, said = {"role": "assistant", "content": empty}, {"role": "assistant", "content": "b"}

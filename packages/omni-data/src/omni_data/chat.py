@@ -108,16 +108,43 @@ def encode_chat(
     """The sample of a record that holds a conversation, in whatever format `conversation_of` knows.
 
     Raises:
-        ValueError: as `conversation_of` and `render_chat`; and if a message to learn says, thinks and calls nothing,
-            which would teach to answer with nothing.
+        ValueError: as `conversation_of` and `render_chat`; if a message to learn says, thinks and calls nothing, which
+            would teach to answer with nothing; and if the template writes nothing of what such messages say.
     """
     chat = conversation_of(record)
-    if silent := [i for i in _choose_turns(chat.messages, learn) if not _says(chat.messages[i])]:
+    turns = _choose_turns(chat.messages, learn)
+    if silent := [i for i in turns if not _says(chat.messages[i])]:
         raise ValueError(
             f"the assistant says nothing in message {_names(silent)}, with no tool_calls or reasoning either: leave "
             'the chat out, or mark such messages with "learn": false.'
         )
-    return render_chat(chat.messages, tokenizer, tools=chat.tools, learn=learn, template_kwargs=template_kwargs)
+    sample = render_chat(chat.messages, tokenizer, tools=chat.tools, learn=learn, template_kwargs=template_kwargs)
+    # What tokens spell may differ from what they were made of, so a text is no proof that something is missing.
+    learnt = sample.tokens_N[sample.learn_N].tolist()
+    said = [_solid(_text(chat.messages[i])) for i in turns]
+    if any(said) and not _has_any(tokenizer.decode(learnt), said):
+        more = {**(template_kwargs or {}), "tools": list(chat.tools) if chat.tools else None, "tokenize": False}
+        if not _has_any(tokenizer.apply_chat_template(list(chat.messages), **more), said):
+            raise ValueError(
+                f"the template does not write what the assistant says in message {_names(turns)}: does it read "
+                "message.content?"
+            )
+    return sample
+
+
+def _text(message: Message) -> str:
+    """What `message` says beside what it thinks."""
+    content = message.get("content") or ""
+    parts = [content] if isinstance(content, str) else [str(part.get("text") or "") for part in content]
+    return "".join(parts).rpartition("</think>")[2]
+
+
+def _solid(text: str) -> str:
+    return "".join(text.split())
+
+
+def _has_any(text: str, said: Sequence[str]) -> bool:
+    return any(words in _solid(text) for words in said if words)
 
 
 _CONTROLS = ("learn", "weight")
