@@ -90,6 +90,7 @@ class Reporter:
         self.config, self.run, self.world, self.first = config, run, world, first
         self.a_step = run.batch * config.seq_len
         self.before = about.get("tokens", first * self.a_step)
+        self.names = short_names([part.source.name for part in run.parts])
         self.noted: Noted | None = None
         self.began, self.last = time.perf_counter(), Mark(world.device)
         self.values: dict[str, float] = {}
@@ -188,8 +189,7 @@ class Reporter:
 
     def _name_sources(self, values: dict[str, float]) -> dict[str, float]:
         """The loss of each source that was in the step, by its name; taken out of `values`."""
-        names = short_names([part.source.name for part in self.run.parts])
-        losses = {name: values.pop(f"loss_of_{i}", math.nan) for i, name in enumerate(names)}
+        losses = {name: values.pop(f"loss_of_{i}", math.nan) for i, name in enumerate(self.names)}
         return {f"loss/{name}": loss for name, loss in losses.items() if not math.isnan(loss)}
 
     def is_time_to_evaluate(self, step: int, *, last: bool) -> bool:

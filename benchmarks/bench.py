@@ -18,9 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
+from copies import use_copies
 from measure import ROOT
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
 
 sys.path.insert(0, str(ROOT / "apps"))
 
@@ -32,9 +34,9 @@ from decision import Decision
 from preflight import start
 from resume import Keeper
 
+from omni_mesh import Mesh
 from omni_models.experts import is_experts
-from omni_parallel import shard_fsdp
-from omni_parallel.links import COPIES
+from omni_parallel import ParallelPlan, shard_fsdp
 
 # The first that matches the name of a kernel says what it does.
 KINDS: Final = {
@@ -76,8 +78,15 @@ def main(config: Config) -> None:
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
     if config.copies:
-        pretrain.shard_fsdp = partial(shard_fsdp, links=COPIES)  # pyright: ignore[reportAttributeAccessIssue]
+        pretrain.shard_fsdp = shard_by_copies  # pyright: ignore[reportAttributeAccessIssue]
     pretrain.main(config)
+
+
+def shard_by_copies(
+    model: PreTrainedModel, mesh: Mesh, plan: ParallelPlan, *, param_dtype: torch.dtype
+) -> PreTrainedModel:
+    """What `shard_fsdp` makes of `model`, whose ranks read from each other. Donates `model`."""
+    return use_copies(shard_fsdp(model, mesh, plan, param_dtype=param_dtype), param_dtype)
 
 
 def decide_unsaved(config: request.Config) -> Decision:

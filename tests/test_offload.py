@@ -4,8 +4,8 @@ from math import prod
 
 import pytest
 import torch
-from linking import WIDTH, put_away_of_experts, put_away_under_sharding
 from ranks import Run
+from summing import WIDTH, put_away_of_experts, put_away_under_sharding
 
 from omni_mesh import MeshConfig
 

@@ -4,10 +4,6 @@ Dimensions: T tokens, K features in, N features out.
 """
 
 import gc
-import os
-import subprocess
-import sys
-from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from interpret import interpret
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from toy import Count
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import ParallelPlan, apply_fp8, fp8_problems, recompute_blocks, shard_fsdp
@@ -275,15 +272,8 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
     large_TK = torch.zeros(130, 16 * 5000, dtype=torch.bfloat16)  # More than all that look take in one turn.
     large_TK[129, -1] = 896.0
     cases += [once | {"x": large_TK}]
-    torch.save(cases, tmp_path / "given")
-    main = Path(__file__).parent / "fp8_main.py"
-    command = [sys.executable, str(main), str(tmp_path / "given"), str(tmp_path / "found")]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if "only 0-dimensional arrays can be converted to Python scalars" in ran.stderr:
-        pytest.skip("the interpreter of this Triton cannot count with this numpy")
-    assert ran.returncode == 0, ran.stderr
-    for case, (rows_TK, turned_KP, step) in zip(cases, torch.load(tmp_path / "found"), strict=True):
+    found_of_all = interpret(Path(__file__).parent / "fp8_main.py", cases, tmp_path)
+    for case, (rows_TK, turned_KP, step) in zip(cases, found_of_all, strict=True):
         expected = quantize(case.pop("x"), case.pop("dtype"), **case)
         assert torch.equal(step, expected.step) or (step.isnan() and expected.step.isnan())
         for mine, other in ((rows_TK, expected.rows_TK), (turned_KP, expected.turned_KP)):
@@ -333,18 +323,6 @@ def compile_ahead(kernel: Any, types: dict[str, str], constants: dict[str, Any])
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in types},
     )
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
-
-
-class Count(TorchDispatchMode):
-    """Counts what reaches the kernels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.runs[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_what_several_layers_take_is_quantized_once() -> None:

@@ -1,7 +1,6 @@
 """Laws of recomputation: nothing changes but when a block runs, and what is kept runs once."""
 
 import gc
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,25 +8,12 @@ import torch
 import torch.nn.attention.varlen
 from attending import KEEPS, RUNS, assert_same, attend, make_attention_toy, plan_keep
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from toy import Block, gradients, make_batch, make_toy, plan_toy
+from toy import Block, Count, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import recompute_blocks, shard_fsdp
 
 ATTENTION, MATMUL = "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"
-
-
-class Count(TorchDispatchMode):
-    """Counts what reaches the kernels: what is kept is answered above this mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.runs[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_gradients_are_bit_equal_with_dropout() -> None:

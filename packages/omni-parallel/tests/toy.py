@@ -1,9 +1,11 @@
 """A toy model of residual blocks: what the functions of this package need of a model, and nothing more."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omni_mesh import MeshSpec
 from omni_parallel import ParallelPlan, RecomputeConfig, plan_parallel
@@ -69,3 +71,15 @@ def gradients(model: nn.Module, x_BI: Tensor) -> dict[str, Tensor]:
     found = {name: copy.copy(param.grad) for name, param in model.named_parameters()}
     assert all(grad is not None for grad in found.values())
     return found  # pyright: ignore[reportReturnType]
+
+
+class Count(TorchDispatchMode):
+    """Counts what reaches the kernels; what is kept is answered above this mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.runs[func.name()] += 1
+        return func(*args, **(kwargs or {}))

@@ -9,8 +9,6 @@ from omni_parallel.fp8 import apply_fp8 as apply_fp8
 from omni_parallel.fp8 import fp8_problems as fp8_problems
 from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
-from omni_parallel.links import COLLECTIVES as COLLECTIVES
-from omni_parallel.links import Links as Links
 from omni_parallel.offload import offload_blocks as offload_blocks
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig

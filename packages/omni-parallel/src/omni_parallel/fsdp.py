@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
 from omni_parallel.casts import kept_cast
-from omni_parallel.links import Gather, Links, NarrowSum, find_links
+from omni_parallel.narrow import NarrowSum, is_one_host
 from omni_parallel.plan import ParallelPlan, has_shared_experts
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +30,6 @@ def shard_fsdp(
     *,
     param_dtype: torch.dtype = torch.bfloat16,
     reduce_dtype: torch.dtype = torch.float32,
-    links: Links | None = None,
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
@@ -45,9 +44,8 @@ def shard_fsdp(
         mesh: parameters are split over fsdp and copied over replicate; those of spread experts are split over efsdp.
         plan: names the units and says how early they are gathered.
         param_dtype: dtype of compute, to which parameters and inputs are cast.
-        reduce_dtype: dtype in which gradients are summed over ranks, and sums travel between replicas.
-        links: what gathers parameters, and sends gradients in the dtype in which they are made. None: `COLLECTIVES`
-            between ranks of one host, and beyond FSDP2's own sum, which sends `reduce_dtype` once from host to host.
+        reduce_dtype: dtype in which gradients are summed over ranks, and sums travel between replicas. Between ranks of
+            one host gradients travel in `param_dtype`, in which they are made: see `omni_parallel.narrow`.
 
     Raises:
         ValueError: if experts were not spread by `apply_ep`.
@@ -62,19 +60,20 @@ def shard_fsdp(
     here = {param for module in lonely for param in module.parameters(recurse=False)}
     if not all(isinstance(param, DTensor) for param in here):
         raise ValueError(f"experts are whole on each of ep={mesh.spec.ep} ranks: apply_ep comes before shard_fsdp.")
+    sent = param_dtype if shared and is_one_host(mesh.experts["efsdp"].get_group()) else None
     for name in shared:
         cut = partial(cut_expert, mesh.spec.efsdp)
         frees = plan.reshard_after_forward
         expert = model.get_submodule(name)
         fully_shard(expert, mesh=sparse, mp_policy=as_it_comes, reshard_after_forward=frees, shard_placement_fn=cut)
-        _link(expert, links or find_links(mesh.experts["efsdp"].get_group()), param_dtype)
-    links = links or find_links(mesh.params["fsdp"].get_group())
+        _sum(expert, sent)
+    sent = param_dtype if is_one_host(mesh.params["fsdp"].get_group()) else None
     units = (*plan.blocks, *((plan.head,) if plan.head else ()))
     for name in (*units, ""):
         frees = plan.reshard_after_forward and name in plan.blocks
         unit = model.get_submodule(name)
         fully_shard(unit, mesh=dense, mp_policy=policy, reshard_after_forward=frees, ignored_params=here)
-        _link(unit, links, param_dtype)
+        _sum(unit, sent)
     if mesh.spec.fsdp > 1:
         order = unit_order(units, shared)
         _prefetch([[model.get_submodule(name) for name in names] for names in order], plan.prefetch)
@@ -90,12 +89,11 @@ def reshard(model: nn.Module) -> nn.Module:
     return model
 
 
-def _link(unit: nn.Module, links: Links | None, dtype: torch.dtype) -> None:
-    """Gradients of `unit` are summed over ranks, as they are; made in `dtype`, they are sent in it, if by `links`."""
+def _sum(unit: nn.Module, dtype: torch.dtype | None) -> None:
+    """Gradients of `unit` are summed over ranks, as they are; they are sent in `dtype`, or in that of the sum."""
     assert isinstance(unit, FSDPModule)
-    if links is not None:
-        unit.set_custom_all_gather(Gather(links))
-        unit.set_custom_reduce_scatter(NarrowSum(links, dtype))
+    if dtype is not None:
+        unit.set_custom_reduce_scatter(NarrowSum(dtype))
     # With a factor other than one NCCL would be asked for a fused multiply, which gloo lacks and which rounds.
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)

@@ -1,7 +1,7 @@
 # ruff: noqa: ANN001, ANN202, PLR0917 A kernel is called by position, with pointers that have no type in Python.
 """The kernel that adds what ranks have sent: each part is read once, widened, and the sum written once.
 
-Written in Triton (Tillet et al., 2019), which comes with torch for CUDA. `omni_parallel.links` says what it computes.
+Written in Triton (Tillet et al., 2019), which comes with torch for CUDA. `omni_parallel.narrow` says what it computes.
 """
 
 import triton

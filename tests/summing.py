@@ -1,11 +1,13 @@
-"""What ranks do for `test_links` and `test_offload`: gradients of one model, by each alone and by all that share it."""
+"""What ranks do for `test_narrow` and `test_offload`: gradients of a model, by each alone and by all that share it."""
 
 import gc
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from copies import use_copies
 from experts import grads_of, make_mixture, step
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,16 +18,15 @@ from omni_parallel import (
     ParallelPlan,
     apply_ep,
     gather_objects,
-    links,
+    narrow,
     offload_blocks,
     plan_parallel,
     recompute_blocks,
     shard_fsdp,
 )
-from omni_parallel.links import COLLECTIVES, COPIES, find_links
+from omni_parallel.narrow import is_one_host
 from omni_parallel.offload import Away
 
-LINKS = {"collectives": COLLECTIVES, "copies": COPIES, "left open": None}
 WIDTH = 33
 """Divides among no number of ranks but 3 and 11."""
 
@@ -39,7 +40,9 @@ def backward(model: nn.Module, rows: Tensor) -> None:
     model(rows).square().sum().backward()
 
 
-def sum_both_ways(config: MeshConfig, dtype: torch.dtype, by: str, passes: int) -> dict[str, tuple[Tensor, Tensor]]:
+def sum_both_ways(
+    config: MeshConfig, dtype: torch.dtype, passes: int, copies: bool = False
+) -> dict[str, tuple[Tensor, Tensor]]:
     """By name of a parameter: the sum in fp32, in the order of ranks, of the gradients that each rank makes in `dtype`
     of rows of its own, and what sharding gives; each over some backward passes."""
     with join_world() as world:
@@ -55,7 +58,8 @@ def sum_both_ways(config: MeshConfig, dtype: torch.dtype, by: str, passes: int) 
             every = gather_objects({name: grad.float().cpu() for name, grad in grads.items() if grad is not None})
             made = {name: made[name] + torch.stack([own[name] for own in every]).sum(0) for name in made}
         mesh = make_mesh(resolve_mesh(config, world.size), device_type=device.type)
-        model = shard_fsdp(model, mesh, plan, param_dtype=dtype, links=LINKS[by])
+        model = shard_fsdp(model, mesh, plan, param_dtype=dtype)
+        model = use_copies(model, dtype) if copies else model
         for rows in batches:
             backward(model, rows)
         shared = {name: param.grad for name, param in model.named_parameters()}
@@ -65,42 +69,39 @@ def sum_both_ways(config: MeshConfig, dtype: torch.dtype, by: str, passes: int) 
 
 
 def sum_between_hosts(dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same for ranks each of which calls its host otherwise, links left open."""
-    own = links.node
-    links.node = lambda: f"host of process {os.getpid()}"
+    """The same for ranks each of which calls its host otherwise."""
+    own = narrow.node
+    narrow.node = lambda: f"host of process {os.getpid()}"
     try:
-        return sum_both_ways(MeshConfig(), dtype, "left open", 2)
+        return sum_both_ways(MeshConfig(), dtype, 2)
     finally:
-        links.node = own
+        narrow.node = own
 
 
-def found_links(names: list[str]) -> list[bool]:
-    """Whether collectives are found to be right, where ranks' hosts have such names, and where they are asked."""
+def are_near(names: list[str]) -> list[bool]:
+    """Whether ranks are told to be of one host, if hosts have such names, and if they are asked."""
     with join_world(device="cpu") as world:
         group = dist.distributed_c10d._get_default_group()
-        return [find_links(group, host=host) is COLLECTIVES for host in (names[world.rank], None)]
+        return [is_one_host(group, host=host) for host in (names[world.rank], None)]
 
 
-def travelling_dtypes(dtype: torch.dtype) -> tuple[set[torch.dtype], set[torch.dtype]]:
-    """In which dtypes parameters travel, and gradients, where `dtype` is that of compute."""
-    there, back = set[torch.dtype](), set[torch.dtype]()
+def travelling_dtypes(dtype: torch.dtype) -> set[torch.dtype]:
+    """In which dtypes gradients travel, where `dtype` is that of compute."""
+    seen, own = set[torch.dtype](), dist.all_to_all_single
 
-    def gather_(whole_Pn: Tensor, group: dist.ProcessGroup) -> None:
-        there.add(whole_Pn.dtype)
-        COLLECTIVES.gather(whole_Pn, group)
-
-    def exchange(parts_Pn: Tensor, group: dist.ProcessGroup) -> Tensor:
-        back.add(parts_Pn.dtype)
-        return COLLECTIVES.exchange(parts_Pn, group)
+    def watched(received: Tensor, sent: Tensor, **how: Any) -> Any:
+        seen.add(sent.dtype)
+        return own(received, sent, **how)
 
     with join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
-        told = replace(COLLECTIVES, gather=gather_, exchange=exchange)
-        backward(
-            shard_fsdp(make_net(), mesh, ParallelPlan(blocks=("1", "3")), param_dtype=dtype, links=told),
-            torch.ones(7, 5, dtype=dtype),
-        )
-        return there, back
+        model = shard_fsdp(make_net(), mesh, ParallelPlan(blocks=("1", "3")), param_dtype=dtype)
+        dist.all_to_all_single = watched
+        try:
+            backward(model, torch.ones(7, 5, dtype=dtype))
+        finally:
+            dist.all_to_all_single = own
+        return seen
 
 
 class Block(nn.Module):

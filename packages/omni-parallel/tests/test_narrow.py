@@ -1,15 +1,13 @@
-"""Laws of the sum over ranks; `tests/test_links.py` of the workspace holds them between ranks."""
+"""Laws of the sum over ranks; `tests/test_narrow.py` of the workspace holds them between ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpret import interpret
 from torch import Tensor
 
-from omni_parallel.links import sum_ranks_
+from omni_parallel.narrow import sum_ranks_
 
 CUDA = torch.cuda.is_available()
 SIZES = [(1, 5), (2, 4099), (3, 2048), (8, 1)]
@@ -50,23 +48,8 @@ def test_it_is_in_the_order_of_ranks_and_in_the_digits_of_the_total(device: str)
         assert total_n._version > seen, "torch would take it for what it was"
 
 
-MAIN = """
-import sys, torch
-from omni_parallel import triton_sum
-given = torch.load(sys.argv[1])
-torch.save([triton_sum.sum_ranks_(torch.full((len(own),), torch.nan), parts, own, rank) for parts, own, rank in given],
-    sys.argv[2])
-"""
-
-
 def test_the_kernel_obeys_the_formula_in_tritons_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    torch.save(cases(), tmp_path / "given")
-    command = [sys.executable, "-c", MAIN, str(tmp_path / "given"), str(tmp_path / "found")]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if "only 0-dimensional arrays can be converted to Python scalars" in ran.stderr:
-        pytest.skip("the interpreter of this Triton cannot count with this numpy")
-    assert ran.returncode == 0, ran.stderr
-    for case, found in zip(cases(), torch.load(tmp_path / "found"), strict=True):
+    found_of_all = interpret(Path(__file__).parent / "sum_main.py", cases(), tmp_path)
+    for case, found in zip(cases(), found_of_all, strict=True):
         assert torch.equal(found, by_formula(*case))
