@@ -73,7 +73,7 @@ class Decision:
 
     def told(self, found: Path | None = None, saves: str = "", changed: Sequence[str] = ()) -> str:
         """The decisions in words, a line each, with the checkpoint that was `found` whole, how others are saved, and
-        which settings are not those of the run that it is of."""
+        which settings are not those of the run that it is of. Effect: reads some documents."""
         how = self.compute
         sizes = {axis: size for axis, size in self.spec.base.items() if size > 1}
         recomputed = len(self.plan.recompute)
