@@ -20,6 +20,7 @@ from batches import read_batches
 from decide import decide
 from evaluate import evaluate
 from patience import MARGIN_S, START_S, expect_steps
+from place import place
 from preflight import start
 from report import Reporter
 from request import Config
@@ -37,26 +38,8 @@ from watch import forget_rows, what_next
 
 from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
-from omni_models import (
-    fill_weights,
-    map_attention,
-    map_experts,
-    save_config,
-    use_attention,
-    use_experts,
-    use_kernels,
-)
-from omni_parallel import (
-    apply_ep,
-    apply_fp8,
-    apply_ulysses,
-    grad_norm,
-    init_state,
-    offload_blocks,
-    recompute_blocks,
-    shard_fsdp,
-    update,
-)
+from omni_models import fill_weights, save_config
+from omni_parallel import grad_norm, init_state, update
 
 
 def main(config: Config) -> None:
@@ -72,16 +55,9 @@ def main(config: Config) -> None:
     ):
         found = choose_checkpoint(config.checkpoints(), world)
 
-        # Place. Each line takes the model and gives it back; each can be left out.
+        # Place. The model is a handle: each line takes it and gives it back.
         mesh = make_mesh(run.spec, device_type=run.device)
-        model = use_kernels(run.model, run.kernels, device_type=run.device)
-        model = use_attention(model, run.compute.attention)
-        model = use_experts(model, run.compute.experts)
-        model = apply_ulysses(model, mesh, run.plan, over=map_attention)
-        model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
-        model = apply_fp8(model, run.plan) if run.compute.linear == "fp8" else model
-        model = offload_blocks(recompute_blocks(model, run.plan), run.plan)
-        model = shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)
+        model = place(config, run, mesh)
         model = fill_weights(model, None if found else config.weights, seed=config.seed)
         state, cursor, about = init_state(model, config.optim), Cursor(), {}
 

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(ROOT / "apps"))
 
 import decide as deciding
+import place as placing
 import pretrain
 import request
 from decide import decide
@@ -78,7 +79,7 @@ def main(config: Config) -> None:
         watched = watch(pretrain.accumulate_grads_, config.profile_at, 3, config.trace)
         pretrain.accumulate_grads_ = watched  # pyright: ignore[reportAttributeAccessIssue]
     if config.copies:
-        pretrain.shard_fsdp = shard_by_copies  # pyright: ignore[reportAttributeAccessIssue]
+        placing.shard_fsdp = shard_by_copies  # pyright: ignore[reportAttributeAccessIssue]
     pretrain.main(config)
 
 
