@@ -52,6 +52,7 @@ def settle(config: Config, run: Decision) -> dict[str, Any]:
 _FREE: Final = (
     *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
     *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "offload"),
+    *("tile_mlp", "explain"),
     *("set_rows_aside", "recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad"),
     *("mix.changed", "eval"),
 )
@@ -73,7 +74,7 @@ def changed_settings(about: Mapping[str, Any], config: Config, settled: Mapping[
     before = flat_values(about.get("config", {})) | known
     now = flat_values(plain_values(asdict(config))) | {name: settled[name] for name in settled if name in known}
     # In 8 bits a scale is that of what is computed together.
-    free = {*_FREE} - ({"micro", "mesh"} if config.linear == "fp8" else set())
+    free = {*_FREE} - ({"micro", "mesh", "tile_mlp"} if config.linear == "fp8" else set())
     return [
         f"--{name.removeprefix('mesh.').replace('_', '-')} {as_word(before[name])} -> {as_word(value)}"
         for name, value in now.items()

@@ -69,9 +69,14 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         problems += unsupported(model)
     plan = None
     if facts and spec:
-        gathered = choose_gathered(config, facts, spec, device, dtype)
-        wanted = {"recompute": config.recompute, "offload": config.offload, "sp_chunks": config.sp_chunks}
-        plan = attempt(problems, plan_parallel, facts, spec, keep_gathered=gathered, **wanted)
+        wanted = {
+            "recompute": config.recompute,
+            "offload": config.offload,
+            "sp_chunks": config.sp_chunks,
+            "tile": config.tile_mlp,
+            "keep_gathered": choose_gathered(config, facts, spec, device, dtype),
+        }
+        plan = attempt(problems, plan_parallel, facts, spec, **wanted)
     own = "bytes" if config.model in PRESETS else config.model if model else None
     tokenizer = attempt(problems, read_named, kind.read_tokenizer, name) if (name := config.tokenizer or own) else None
     parts = attempt(problems, open_parts, config, kind, tokenizer, facts.vocab_size if facts else None)

@@ -82,6 +82,8 @@ class Decision:
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
         away = f", what {len(self.plan.offload)} keep in memory of the host" if self.plan.offload else ""
+        tiled = len(self.plan.tiled)
+        tiles = f", {tiled} feed-forward modules in tiles of {self.plan.tile} tokens" if tiled else ""
         again = self.plan.reshard_after_forward
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
         blocks = f"{len(self.plan.blocks)} blocks"
@@ -101,7 +103,7 @@ class Decision:
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),
             ("kernels", ", ".join(self.kernels) or "those of transformers"),
-            ("memory", f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}; {gathered}"),
+            ("memory", f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}{tiles}; {gathered}"),
         )
         return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
 

@@ -25,7 +25,7 @@ _POSITIVE: Final = Limit(lambda value: value > 0, "positive")
 
 LIMITS: Final = {
     **dict.fromkeys(("steps", "stop_after", "save_every", "keep", "keep_every", "max_skips", "eval.every"), _from(1)),
-    **dict.fromkeys(("keep_best", "max_restarts", "max_bad", "workers", "mix.epochs"), _from(0)),
+    **dict.fromkeys(("keep_best", "max_restarts", "max_bad", "workers", "mix.epochs", "tile_mlp"), _from(0)),
     **dict.fromkeys(("packing.cost.token", "packing.cost.square", "packing.cost.media"), _from(0)),
     **dict.fromkeys(("packing.max_len", "eval.documents"), _from(1)),
     "seq_len": _from(2),

@@ -17,6 +17,7 @@ from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_siz
 
 P = ParamSpec("P")
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class HasMesh(Protocol):
@@ -51,13 +52,15 @@ def refuse(problems: list[str]) -> None:
 
 def start(
     main: Callable[[C], None],
-    decide: Callable[[C], object],
+    decide: Callable[[C], D],
     config_type: type[C],
     manual: str | None,
     *,
     told: Told = NOTHING,
+    instead: Callable[[C, D], str] = lambda config, run: "",
 ) -> None:
-    """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank.
+    """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank. If `instead` has
+    something to say of what was decided, that is printed, and nothing is run.
 
     Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any, and so if
     a rank raises a `ValueError`, whose traceback is kept in `errors.log` of the run. Nothing that is told of a failure,
@@ -67,7 +70,9 @@ def start(
     sys.excepthook = _tell_failure
     config = parse(config_type, manual, told=told)
     _told(check_restarts, config)
-    _told(decide, config)
+    if words := instead(config, _told(decide, config)):
+        print(words, flush=True)
+        return
     ranks, restarts = planned_ranks(config.mesh), config.max_restarts
     try:
         launch(main, config, ranks=ranks, max_restarts=restarts, censor=without_secrets)
@@ -92,10 +97,10 @@ def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> 
     _told(main, parse(config_type, manual))
 
 
-def _told(f: Callable[[T], object], config: T) -> None:
-    """Run `f(config)`; a mistake of the user is told in words, without a traceback."""
+def _told(f: Callable[[T], D], config: T) -> D:
+    """What `f(config)` gives; a mistake of the user is told in words, without a traceback."""
     try:
-        f(config)
+        return f(config)
     except ValueError as problem:
         _tell(str(problem))
 

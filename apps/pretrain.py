@@ -19,6 +19,7 @@ from about import changed_settings, settle
 from batches import read_batches
 from decide import decide
 from evaluate import evaluate
+from explain import explain_run
 from patience import MARGIN_S, START_S, expect_steps
 from place import place
 from preflight import start
@@ -107,4 +108,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    start(main, decide, Config, __doc__)
+    start(main, decide, Config, __doc__, instead=explain_run)

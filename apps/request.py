@@ -139,8 +139,13 @@ class Config:
     offload: bool = False
     """Hold what blocks keep for the backward pass in pinned memory of the host. Copies run while other blocks compute.
     Pinned for each rank is what its blocks keep."""
+    tile_mlp: int = 0
+    """Tokens of a rank that feed-forward modules take at a time, each computed again in the backward pass; 0: all at
+    once. What is inside such a module then exists for one tile at a time, which long rows need."""
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()
+    explain: bool = False
+    """Print what was decided, which kernel would be used where and why not another, and leave; needs no GPU."""
 
     def checkpoints(self) -> Path:
         """The place of the checkpoints.

@@ -16,6 +16,7 @@ from functools import partial
 from about import changed_settings, settle
 from batches import read_batches
 from evaluate import evaluate
+from explain import explain_run
 from patience import MARGIN_S, START_S, expect_steps
 from place import place
 from preflight import start
@@ -104,4 +105,4 @@ def main(asked: Config) -> None:
 
 
 if __name__ == "__main__":
-    start(main, decide_chats, Config, __doc__, told=TOLD)
+    start(main, decide_chats, Config, __doc__, told=TOLD, instead=explain_run)

@@ -36,6 +36,11 @@ class Config:
         return self.run.max_restarts
 
     @property
+    def explain(self) -> bool:
+        """Whether it is told which kernels are used where, and nothing more."""
+        return self.run.explain
+
+    @property
     def out(self) -> Path:
         """Where it is."""
         return self.run.out

@@ -21,12 +21,13 @@ from omni_parallel import (
     restore_state,
     shard_fsdp,
     state_tree,
+    tile_mlps,
     update,
 )
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("omni_mesh", "omni_parallel", "omni_data", "omni_ckpt", "omni_models")
-DONATING = ("apply_", "shard_", "use_", "map_", "recompute_", "fill_", "init_", "restore_", "update")
+DONATING = ("apply_", "shard_", "use_", "map_", "recompute_", "tile_", "fill_", "init_", "restore_", "update")
 """How a function that donates its first argument is called. `shard_sequence` cuts an array and copies."""
 PURE = {"shard_sequence"}
 FUNCTIONS = [
@@ -56,10 +57,11 @@ def test_a_donated_model_and_state_come_back() -> None:
     with join_world(device="cpu"):
         mesh = make_mesh(resolve_mesh(MeshConfig(), 1), device_type="cpu")
         model = build_model(read_config("tiny"), device="meta")
-        plan = plan_parallel(describe(model), mesh.spec)
+        plan = plan_parallel(describe(model), mesh.spec, tile=5)
         assert use_attention(model, "sdpa") is model
         assert map_attention(model, lambda attend: attend) is model
         assert apply_fp8(model, plan) is model
+        assert tile_mlps(model, plan) is model
         assert recompute_blocks(model, plan) is model
         assert shard_fsdp(model, mesh, plan, param_dtype=torch.float32) is model
         assert fill_weights(model, None) is model

@@ -20,6 +20,7 @@ class Facts:
     experts: tuple[str, ...] = ()
     expert_shapes: tuple[tuple[int, ...], ...] = ()
     unspreadable: tuple[str, ...] = ()
+    mlps: tuple[str, ...] = tuple(f"layers.{i}.mlp" for i in range(5))
 
 
 @pytest.mark.parametrize(("every", "chosen"), [(0, ()), (1, (0, 1, 2, 3, 4)), (2, (0, 2, 4)), (3, (0, 3)), (9, (0,))])
@@ -104,3 +105,20 @@ def test_experts_that_cannot_be_spread_are_refused_by_name(facts: Facts, told: s
     with pytest.raises(ValueError) as problem:
         plan_parallel(facts, MeshSpec(shard=2, ep=2))
     assert told in str(problem.value)
+
+
+def test_feed_forwards_take_tiles_only_if_asked_to() -> None:
+    assert (plan_parallel(Facts(), MeshSpec()).tiled, plan_parallel(Facts(), MeshSpec()).tile) == ((), 0)
+    plan = plan_parallel(Facts(), MeshSpec(), tile=64, recompute=RecomputeConfig(1, keep="attention"))
+    assert (plan.tiled, plan.tile) == (Facts().mlps, 64)
+
+
+def test_tiles_that_mean_nothing_are_refused_all_at_once() -> None:
+    with pytest.raises(ValueError) as told:
+        plan_parallel(Facts(mlps=()), MeshSpec(), tile=-1, recompute=RecomputeConfig(1, keep="matmuls"))
+    for part in (
+        "tile=-1: use 0 for no tiles",
+        "tile=-1, but no module in the blocks is known to be a feed-forward that treats each token alone",
+        "recompute keep=matmuls would keep what tiles of -1 tokens are there to forget",
+    ):
+        assert part in str(told.value)

@@ -35,6 +35,7 @@ class Toy(nn.Module):
     experts = ()
     expert_shapes = ()
     unspreadable = ()
+    mlps = ()
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()

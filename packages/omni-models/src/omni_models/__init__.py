@@ -23,6 +23,7 @@ from omni_models.encode import encode_media as encode_media
 from omni_models.experts import ExpertsFn as ExpertsFn
 from omni_models.experts import choose_experts as choose_experts
 from omni_models.experts import experts_problems as experts_problems
+from omni_models.explain import explain as explain
 from omni_models.export import hf_keys as hf_keys
 from omni_models.facts import ModelFacts as ModelFacts
 from omni_models.facts import describe as describe

@@ -1,24 +1,39 @@
 """Which attention backend computes a model's attention exactly, and why another would not. Pure."""
 
+from typing import Final
+
 import torch
 from transformers import PreTrainedModel
 
 from omni_models.fa4 import INSTALL, fa4_problems, find_capability, has_fa4
 
+BACKENDS: Final = ("fa4", "varlen", "sdpa", "eager")
+"""By name, the fastest first."""
 
-def choose_attention(model: PreTrainedModel, device_type: str, dtype: torch.dtype) -> str:
+
+def choose_attention(
+    model: PreTrainedModel, device_type: str, dtype: torch.dtype, *, capability: tuple[int, int] | None = None
+) -> str:
     """The fastest backend that computes this model's attention exactly on this device in this dtype.
 
+    `capability` is that of a GPU that is not here, major and minor; left out, it is that of this machine.
     Pure but for two questions put to this machine: whether FlashAttention-4 is installed, and what its GPU can do.
     """
-    order = ("fa4", "varlen", "sdpa")
-    return next((name for name in order if not attention_problems(model, name, device_type, dtype)), "eager")
+    how = {"capability": capability}
+    return next(name for name in BACKENDS if not attention_problems(model, name, device_type, dtype, **how))
 
 
-def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dtype: torch.dtype) -> list[str]:
+def attention_problems(
+    model: PreTrainedModel,
+    attend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    *,
+    capability: tuple[int, int] | None = None,
+) -> list[str]:
     """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot.
 
-    Pure, but for the questions about FlashAttention-4 of `choose_attention`.
+    Pure, but for the questions about FlashAttention-4 of `choose_attention`, whose `capability` it is.
     """
     text = model.config.get_text_config()
     lacks = [
@@ -42,7 +57,7 @@ def attention_problems(model: PreTrainedModel, attend: str, device_type: str, dt
     if attend == "fa4":
         if not has_fa4():
             problems.append(f"fa4 attention needs flash-attn-4, which is not installed: {INSTALL}.")
-        capability = find_capability(device_type)
+        capability = capability or find_capability(device_type)
         found = (fa4_problems(dtype, capability, dims) for dims in sorted(_head_dims(model)))
         problems += dict.fromkeys(problem for several in found for problem in several)
     return problems

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from omni_models.experts import is_experts
 from omni_models.rope import length_dependent_rotaries
 from omni_models.support import expert_problems, row_problems
+from omni_models.token_wise import find_mlps
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class ModelFacts:
     """Names of the repeated blocks, in the order of the forward pass."""
     head: str
     """Name of the output head, after the blocks; "" if it has none of its own, or if it is tied to the embedding."""
+    mlps: tuple[str, ...]
+    """Names of the feed-forward modules in blocks that treat each token alone, and draw no random numbers."""
     experts: tuple[str, ...]
     """Names of the modules that hold the weights of many experts."""
     expert_shapes: tuple[tuple[int, ...], ...]
@@ -83,6 +86,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         model_type=model.config.model_type,
         blocks=blocks,
         head="" if head is None or tied else next(name for name, module in model.named_modules() if module is head),
+        mlps=find_mlps(model, blocks),
         experts=experts,
         expert_shapes=tuple(dict.fromkeys(tuple(p.shape) for bank in banks for p in bank.parameters(recurse=False))),
         unspreadable=expert_problems(banks),

@@ -8,7 +8,7 @@ Dimensions: H features, I features between the projections.
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -170,7 +170,7 @@ def find_traits(module: nn.Module) -> tuple[Any, ...]:
     return type(module), repr(module), own, tuple(x.shape for x in module.parameters(recurse=False))
 
 
-def copy_probe(module: nn.Module, replaced: dict[nn.Linear, nn.Linear], generator: torch.Generator) -> Any:
+def copy_probe(module: nn.Module, replaced: Mapping[Any, nn.Module], generator: torch.Generator) -> Any:
     """A copy of `module` on the CPU in fp32 with random weights, which neither reads nor copies those of `module`."""
     memo: dict[int, Any] = {id(old): new for old, new in replaced.items()}
     kept = {id(x) for old in replaced for x in old.parameters()}

@@ -35,6 +35,7 @@ from omni_parallel.schedules import constant as constant
 from omni_parallel.schedules import linear as linear
 from omni_parallel.schedules import warmup_cosine as warmup_cosine
 from omni_parallel.schedules import warmup_stable_decay as warmup_stable_decay
+from omni_parallel.tile import tile_mlps as tile_mlps
 from omni_parallel.ulysses import AttentionFn as AttentionFn
 from omni_parallel.ulysses import apply_ulysses as apply_ulysses
 from omni_parallel.ulysses import heads_to_seq as heads_to_seq

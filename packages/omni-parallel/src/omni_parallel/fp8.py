@@ -159,7 +159,7 @@ def find_step(largest: Tensor, most: float) -> Tensor:
 
 
 class Memo:
-    """The tensor that was quantized last, and what came of it, until its block is done.
+    """The tensor that was quantized last, and what came of it, until its block is done or the tensor is no more.
 
     It is known by being the same object, alive, and not changed since.
     """
@@ -177,12 +177,17 @@ class Memo:
                 return found
         self.held = None  # Gone before another is made.
         found = quantize(x.flatten(0, -2), VALUES, turned=turned)
-        self.held = ref(x), x._version, found
+        self.held = ref(x, self._forget), x._version, found
         return found
 
     def clear(self) -> None:
         """Hold nothing."""
         self.held = None
+
+    def _forget(self, gone: Callable[[], Tensor | None]) -> None:
+        # What runs in parts in the backward pass of a block is not inside its forward, after which this is cleared.
+        if self.held and self.held[0] is gone:
+            self.held = None
 
 
 def _forward(module: nn.Linear, memo: Memo, x: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ class ModelFacts(Protocol):
         ...
 
     @property
+    def mlps(self) -> tuple[str, ...]:
+        """Names of the feed-forward modules in blocks that treat each token alone, and draw no random numbers."""
+        ...
+
+    @property
     def experts(self) -> tuple[str, ...]:
         """Names of the modules that hold the weights of many experts."""
         ...
@@ -127,6 +132,10 @@ class ParallelPlan:
     """Parts of a sequence rank's heads: the collective of one runs under the attention of another."""
     experts: tuple[str, ...] = ()
     """Modules whose experts are spread over expert ranks, and sharded apart from their blocks."""
+    tiled: tuple[str, ...] = ()
+    """Modules that take `tile` tokens at a time."""
+    tile: int = 0
+    """Tokens of a tile, of all rows that a rank has together; 0 if nothing is tiled."""
 
 
 def plan_parallel(
@@ -137,6 +146,7 @@ def plan_parallel(
     sp_chunks: int = 1,
     keep_gathered: bool = False,
     offload: bool = False,
+    tile: int = 0,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
@@ -148,6 +158,7 @@ def plan_parallel(
         keep_gathered: keep gathered parameters from the forward pass to the backward pass (ZeRO-2), where ranks share
             them.
         offload: hold activations in memory of the host; not those of the last block, whose backward pass is next.
+        tile: tokens that feed-forward modules take at a time; 0 for all at once.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
@@ -186,6 +197,7 @@ def plan_parallel(
         problems.append(f"recompute keep={recompute.keep!r}: use one of {', '.join(KEPT)}.")
     elif recompute.keep != "nothing" and recompute.every == 0:
         problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
+    problems += _tile_problems(facts, recompute, tile) if tile else []
     if not facts.blocks:
         problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
     if problems:
@@ -201,12 +213,32 @@ def plan_parallel(
         rotaries=facts.rotaries,
         sp_chunks=sp_chunks,
         experts=facts.experts if spec.ep > 1 else (),
+        tiled=facts.mlps if tile else (),
+        tile=tile,
     )
 
 
 def has_shared_experts(spec: MeshSpec) -> bool:
     """Whether experts are spread, and each is on several ranks: they are then units of their own. Pure."""
     return spec.ep > 1 and spec.efsdp * spec.replicate > 1
+
+
+def _tile_problems(facts: ModelFacts, recompute: RecomputeConfig, tile: int) -> list[str]:
+    """Why the feed-forward modules of such a model cannot take `tile` tokens at a time."""
+    problems = []
+    if tile < 0:
+        problems.append(f"tile={tile}: use 0 for no tiles, or the tokens of one.")
+    if not facts.mlps:
+        problems.append(
+            f"tile={tile}, but no module in the blocks is known to be a feed-forward that treats each token alone and "
+            "draws no random numbers; experts that are chosen are none: leave tile at 0."
+        )
+    if recompute.keep == "matmuls":
+        problems.append(
+            f"recompute keep=matmuls would keep what tiles of {tile} tokens are there to forget: keep attention or "
+            "nothing, or leave tile at 0."
+        )
+    return problems
 
 
 def _spread_problems(facts: ModelFacts, spec: MeshSpec) -> list[str]:
