@@ -366,6 +366,15 @@ def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:
         cut_rows(replace(SMALL, batch=12), {"rows": 30, "virtual_shards": 240}, 4)
 
 
+def test_tiles_are_refused_where_there_is_nothing_to_tile_and_told_where_there_is(tmp_path: Path) -> None:
+    message = complaint(replace(SMALL, model=write_family("qwen3_moe", tmp_path), tokenizer="bytes", tile_mlp=64))
+    assert "tile=64, but no module in the blocks is known to be a feed-forward" in message
+    assert "--tile-mlp -1 must be at least 0." in complaint(replace(SMALL, tile_mlp=-1))
+    run = decide(replace(SMALL, tile_mlp=64), 1)
+    assert "4 feed-forward modules in tiles of 64 tokens" in run.told()
+    assert "tiles" not in decide(SMALL, 1).told()
+
+
 def test_keeping_the_outputs_of_attention_needs_an_attention_kernel(tmp_path: Path) -> None:
     recompute = RecomputeConfig(every=1, keep="attention")
     assert "eager attention is no kernel" in complaint(replace(SMALL, attention="eager", recompute=recompute), 1)

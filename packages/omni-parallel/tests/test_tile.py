@@ -321,5 +321,34 @@ def test_a_change_of_weights_before_the_backward_pass_is_told() -> None:
         out.backward()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("every", [0, 1])
+def test_on_a_gpu_memory_is_that_of_a_tile_and_numbers_stay(every: int) -> None:
+    tokens, width, inner = 32768, 256, 8192
+
+    def train(tile: int) -> tuple[list[Tensor], int]:
+        torch.manual_seed(0)
+        layers = [nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width)]
+        model = nn.Sequential(nn.Sequential(*layers)).to("cuda", torch.bfloat16)
+        plan = ParallelPlan(blocks=("0",), recompute=("0",)[:every], tiled=("0",) if tile else (), tile=tile)
+        model = recompute_blocks(tile_mlps(model, plan), plan)
+        x = torch.randn(1, tokens, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = model(x)
+        out.float().square().mean().backward()
+        grads = [x.grad, *(param.grad for param in model.parameters())]
+        return [out, *(grad for grad in grads if grad is not None)], torch.cuda.max_memory_allocated() - before
+
+    (plain, most), (tiled, less) = train(0), train(1024)
+    assert len(plain) == len(tiled) == 6
+    for ours, theirs in zip(tiled, plain, strict=True):
+        assert (ours - theirs).float().norm() <= 1e-2 * theirs.float().norm()
+    inside = tokens * inner * 2
+    assert most > 2 * inside
+    assert less < inside
+
+
 def test_names_stay() -> None:
     assert list(tile_mlps(make_net(), plan_net(5)).state_dict()) == list(make_net().state_dict())
