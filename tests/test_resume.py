@@ -228,7 +228,7 @@ def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
     asked = replace(
         SMALL,
         **{"optim": AdamWConfig(lr=5e-4, betas=(0.8, 0.95)), "steps": 20, "warmup": 3, "dtype": "bfloat16"},
-        **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7, "timeout_s": 3.0},
+        **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7, "tile_mlp": 50},
         mesh=MeshConfig(shard=2),
     )
     assert changed_settings(about, asked, {"warmup": 3, "dtype": "bfloat16"}) == [
@@ -242,8 +242,8 @@ def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
     assert changed_settings({}, asked, {}) == [], "a checkpoint that says nothing of its run"
     narrow = replace(SMALL, linear="fp8")
     about = {"config": plain_values(asdict(narrow))}
-    others = replace(narrow, micro=3, mesh=MeshConfig(shard=2), sp_chunks=2)
-    assert changed_settings(about, others, {}) == ["--micro left out -> 3", "--shard 1 -> 2"]
+    others = replace(narrow, micro=3, mesh=MeshConfig(shard=2), sp_chunks=2, tile_mlp=50)
+    assert changed_settings(about, others, {}) == ["--micro left out -> 3", "--shard 1 -> 2", "--tile-mlp 0 -> 50"]
 
 
 def test_what_is_left_open_is_compared_as_it_was_decided(
