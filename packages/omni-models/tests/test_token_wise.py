@@ -42,23 +42,26 @@ def test_the_feed_forwards_of_a_model_are_found_and_experts_that_are_chosen_are_
 
 def test_one_of_two_layers_is_found_unless_it_drops() -> None:
     assert describe(make_gpt2(0.0)).mlps == ("transformer.h.0.mlp", "transformer.h.1.mlp")
-    for dropout in (0.1, 1e-9):
-        model = make_gpt2(dropout)
+    for dropout, training in ((0.1, True), (1e-9, True), (0.1, False)):
+        model = make_gpt2(dropout).train(training)
         assert describe(model).mlps == ()
         words = describe_mlps(model, ("transformer.h.0",))
         assert words == {"GPT2MLP": "not token by token: it draws random numbers, as dropout does"}
 
 
 class Feed(nn.Module):
-    def __init__(self, kind: str = "", wide: int = 48) -> None:
+    def __init__(self, kind: str = "", width: int = 32, wide: int = 48) -> None:
         super().__init__()
         self.kind = kind
-        self.first, self.second = nn.Linear(32, wide), nn.Linear(wide, 31 if kind == "narrows" else 32)
+        first = 2 * wide if kind == "halves" else wide
+        self.first, self.second = nn.Linear(width, first), nn.Linear(wide, 31 if kind == "narrows" else width)
         if kind == "holds more":
             self.more = nn.ModuleList([nn.Linear(32, 32)])
 
     def forward(self, x: Tensor) -> Any:
         h = F.gelu(self.first(x))
+        if self.kind == "halves":
+            h = h[..., : h.shape[-1] // 2] * h[..., h.shape[-1] // 2 :]
         if self.kind == "smooths":
             h = h + h.roll(1, dims=-2)
         if self.kind == "counts":
@@ -86,10 +89,11 @@ def test_what_is_not_proven_is_told(kind: str, problem: str) -> None:
     assert token_wise_problem(Feed(kind)) == problem
 
 
-@pytest.mark.parametrize("wide", [32, 64, 37, 16])
+@pytest.mark.parametrize(("width", "wide"), [(32, 32), (32, 64), (32, 37), (32, 16), (22, 44), (28, 42)])
+@pytest.mark.parametrize("kind", ["", "halves"])
 @torch.no_grad()
-def test_any_ratio_of_widths_will_do(wide: int) -> None:
-    assert not token_wise_problem(Feed(wide=wide))
+def test_any_ratio_of_widths_will_do(kind: str, width: int, wide: int) -> None:
+    assert not token_wise_problem(Feed(kind, width, wide))
 
 
 @torch.no_grad()
