@@ -42,13 +42,14 @@ from omni_parallel import (
 )
 
 
-def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None) -> Decision:
+def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None, saves: bool = True) -> Decision:
     """What `config` means on machines like this one. Effect: reads files, and the hub if asked to.
 
     Args:
         config: what was asked for.
         ranks: of the world; left out, those that were started, or that `config` will start.
         kind: what the records of its data are; texts if left out.
+        saves: whether it has checkpoints; a run without needs no room for any, and goes on from none.
 
     Raises:
         ValueError: with everything that keeps the run from starting.
@@ -56,7 +57,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     problems: list[str] = []
     kind = kind or texts(config.field)
     device, dtype = choose_dtype(config)
-    root = open_places(problems, config)
+    root = open_places(problems, config) if saves else None
     ranks = ranks or attempt(problems, planned_ranks, config.mesh)
     spec = attempt(problems, resolve_mesh, config.mesh, ranks) if ranks else None
     peak = config.optim.lr

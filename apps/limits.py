@@ -29,6 +29,7 @@ LIMITS: Final = {
     **dict.fromkeys(("packing.cost.token", "packing.cost.square", "packing.cost.media"), _from(0)),
     **dict.fromkeys(("packing.max_len", "eval.documents"), _from(1)),
     "seq_len": _from(2),
+    "profile": _from(1),
     "seed": _from(0, 2**63 - 1),
     "timeout_s": _from(1, 1e8),
     "optim.lr": _from(0),
@@ -51,6 +52,7 @@ def check_numbers(config: Config) -> None:
         for value in (given if isinstance(given, tuple) else (given,))
         if isinstance(value, int | float) and (words := _find_wrong(name, value))
     ]
+    told += _find_unprofiled(config)
     if told:
         raise ValueError("\n".join(told))
 
@@ -73,3 +75,17 @@ def _find_wrong(name: str, value: float) -> str:
         return "a finite number"
     limit: Any = LIMITS.get(name)
     return "" if limit is None or limit.holds(value) else limit.words
+
+
+def _find_unprofiled(config: Config) -> list[str]:
+    """What keeps the steps of --profile from being some of the run."""
+    if not (given := config.profile):
+        return []
+    told, stop = f"--profile {' '.join(map(str, given))}", min(config.steps, config.stop_after or config.steps)
+    if len(given) > 2:
+        return [f"{told} names {len(given)} steps: give the first and the last, or one."]
+    if given[-1] < given[0]:
+        return [f"{told} ends before it begins: give the first step, then the last."]
+    if given[-1] > stop:
+        return [f"{told} goes on after the last step of the run, which is {stop}: choose steps until there."]
+    return []

@@ -23,6 +23,7 @@ from explain import explain_run
 from patience import MARGIN_S, START_S, expect_steps
 from place import place
 from preflight import start
+from profiling import profiling
 from report import Reporter
 from request import Config
 from resume import Keeper, choose_checkpoint, load_run
@@ -77,8 +78,9 @@ def main(config: Config) -> None:
         with (
             closing(read_batches(config, run, cursor, mesh)) as batches,
             Reporter(config, run, world, first=first, about=about) as report,
+            profiling(config, world, at=first) as profiled,
         ):
-            taken = take_steps(batches, run, world.device)
+            taken = profiled(take_steps(batches, run, world.device))
             while state.step < stop and (due or not report.asked_to_leave) and (now := next(taken, None)):
                 begin(state.step)
                 seed_all_(config.seed, state.step, world.rank)

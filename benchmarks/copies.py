@@ -1,5 +1,9 @@
 """Parameters gathered and gradients exchanged by copies between the GPUs of a host, to measure what that gains.
 
+    uv run benchmarks/copies.py --model qwen3-8b --seq-len 8192 --batch 2 --shard 2
+
+It is apps/bench.py, with its flags, on a model whose ranks read from each other.
+
 A collective of NCCL is a kernel, and takes multiprocessors from the products under which it runs. GPUs of one host can
 read each other's memory, and their copy engines move it while all multiprocessors compute; a kernel of one block tells
 the others that memory is ready, and another that it was read. `docs/log.md` says why no app does this.
@@ -7,17 +11,40 @@ the others that memory is ready, and another that it was read. `docs/log.md` say
 Dimensions: P ranks of a group, n numbers that each of them keeps.
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
+
+import bench
+import request
+from decision import Decision
+from measuring import TOLD, Config, decide_measured
+from place import place
+from preflight import start
+
+from omni_mesh import Mesh
 from omni_parallel.narrow import NarrowSum
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def main(asked: Config) -> None:
+    """Measure as `asked`. Effect: as of apps/bench.py."""
+    bench.main(asked, place_copying)
+
+
+def place_copying(config: request.Config, run: Decision, mesh: Mesh) -> PreTrainedModel:
+    """What `place` makes of the model of `run`, whose ranks read from each other. Donates `run.model`."""
+    return use_copies(place(config, run, mesh), run.dtype)
 
 
 def use_copies(model: M, dtype: torch.dtype) -> M:
@@ -77,3 +104,7 @@ def _symmetric_memory() -> Any:
     import torch.distributed._symmetric_memory as symmetric
 
     return symmetric
+
+
+if __name__ == "__main__":
+    start(main, decide_measured, Config, __doc__, told=TOLD)

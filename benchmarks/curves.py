@@ -25,13 +25,13 @@ import torch.nn.functional as F
 import tyro
 from feed import Config as Text
 from feed import write
-from measure import ROOT
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(ROOT / "apps"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
 
 from decide import decide
+from records import ROOT
 from request import Config as Request
 
 from omni_data import Batch, Cursor, builtin_corpus, stream_batches
@@ -54,7 +54,7 @@ class Config:
     """What to run."""
 
     folder: Path
-    """For the model and its text."""
+    """For the model, its text, and the checkpoint of a run, which is deleted."""
     to: Path | None = None
     """Where the record goes, curves included."""
     runs: tuple[str, ...] = (*PLAIN, *OURS)
@@ -111,8 +111,8 @@ def flags(config: Config) -> dict[str, str]:
 
 def run(config: Config, how: Sequence[str]) -> list[float]:
     """Losses of the app. Effect: runs a process."""
-    with TemporaryDirectory() as out:
-        command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--out", out, *how]
+    with TemporaryDirectory(dir=config.folder) as out:
+        command = [sys.executable, str(ROOT / "apps" / "pretrain.py"), "--out", out, "--keep", "1", *how]
         command += [word for pair in flags(config).items() for word in pair]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return [json.loads(line)["loss"] for line in Path(out, "metrics.jsonl").read_text().splitlines()]

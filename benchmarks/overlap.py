@@ -9,6 +9,7 @@ which attention ran. The trace of the longest row in two chunks opens in https:/
 
 import gzip
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -20,9 +21,12 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 import tyro
-from measure import ROOT, ask
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
+
+from records import ROOT, ask
 
 from omni_mesh import MeshConfig, join_world, launch, make_mesh, resolve_mesh
 from omni_models.attention import ATTENTIONS

@@ -10,6 +10,7 @@ background, a stand-in for training goes on, whose steps are told before and dur
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from measure import ask
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
+
+from records import ask
 
 from omni_ckpt import begin_save_dcp, load_dcp, make_group, make_staging, save_dcp
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh

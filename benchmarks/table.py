@@ -15,7 +15,7 @@ import tyro
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
-HEAD = ("run", "GPU", "tokens/s/GPU", "TFLOP/s/GPU", "peak GB", "command after `uv run`")
+HEAD = ("run", "GPU", "tokens/s/GPU", "TFLOP/s/GPU", "of matmul peak", "peak GB", "command after `uv run`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ def make_table(records: dict[str, dict[str, Any]]) -> str:
             record["gpu"].removeprefix("NVIDIA "),
             f"{record['tokens_per_second_per_rank']:,.0f}",
             f"{record['tflops_per_rank']:.0f}",
+            f"{record['share_of_matmul_peak']:.0%}" if "share_of_matmul_peak" in record else "",
             f"{record['memory_gb']:.1f}",
             f"`{record['command'].removeprefix('uv run ')}`",
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from measure import compare, summarize
+from records import compare, summarize
 from table import HERE, MARKED, README, make_table, read_records
 
 RECORDS = read_records(HERE)

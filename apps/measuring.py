@@ -1,0 +1,169 @@
+"""What a measurement asks for, and what is decided of it: a run of apps/pretrain.py that keeps nothing."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import request
+import torch
+import tyro
+from decide import decide
+from decision import Decision
+from preflight import attempt, refuse
+from records import ROOT, ask, name_device, read_record, share_of_peak, summarize, tell_making
+from redact import without_secrets
+from timeline import Timeline, account
+from torch import nn
+
+from omni_mesh import MeshConfig
+from omni_models.experts import is_experts
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One run, as of apps/pretrain.py, and what is measured of it."""
+
+    run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config(steps=25, out=Path("runs/bench"))
+    name: str | None = None
+    """Of the record to write: NAME.json in --to. Left out: it is only printed."""
+    to: Path = ROOT / "benchmarks"
+    """Folder of records."""
+    skip: int = 5
+    """First steps to leave out, which compile and warm up."""
+    note: str = ""
+    """What a reader of the record should know."""
+    commit: str | None = None
+    """Of the code measured. Left out: asked of git."""
+    check: bool = False
+    """Compare with the record of that name instead of writing one; the exit code is 1 if this run is more than 5 %
+    slower, or takes as much more memory."""
+    balanced: bool = False
+    """Overrule the routers: every expert gets the same number of tokens, which is what perfect balance would be worth.
+    Such a run learns nothing that counts."""
+    profiled: int = 3
+    """Steps to profile on the first rank, after --steps that are measured; 0 for none."""
+    trace: Path | None = None
+    """Where the trace of these is written (.json.gz)."""
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """On how many ranks it runs."""
+        return self.run.mesh
+
+    @property
+    def max_restarts(self) -> int:
+        """How often they are started again: what failed is not measured."""
+        return 0
+
+    @property
+    def out(self) -> Path:
+        """Where errors are told."""
+        return self.run.out
+
+
+_UNKEPT: Final = ("save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background")
+TOLD: Final = {
+    request.Config: {
+        **dict.fromkeys((*_UNKEPT, "max_restarts", "eval", "profile")),
+        "out": "Directory of errors.log, if it is refused while it is under way. Nothing else is kept there.",
+        "steps": "Optimizer steps that are measured, the first of --skip left out; those to profile come after them.",
+    }
+}
+"""What the flags of apps/pretrain.py are here, where that is something else. Those of checkpoints, evaluation and
+restarts do nothing, so that the command of a run is that of its measurement."""
+
+
+def decide_measured(asked: Config) -> Decision:
+    """What `asked` means on machines like this one. Effect: as `decide`; asks git.
+
+    Raises:
+        ValueError: with everything that keeps the run from being measured.
+    """
+    problems: list[str] = []
+    run = attempt(problems, decide, to_run(asked), saves=False)
+    problems = [problem.removeprefix("this run cannot start:\n  - ") for problem in problems]
+    if asked.skip < 0 or asked.profiled < 0:
+        problems.append(f"--skip {asked.skip} and --profiled {asked.profiled} must be at least 0.")
+    if asked.skip >= asked.run.steps:
+        problems.append(f"--steps {asked.run.steps} are no more than --skip {asked.skip}: run longer, or skip fewer.")
+    if asked.trace and not asked.profiled:
+        problems.append(f"--trace {asked.trace} needs steps to be profiled: leave --profiled 0 out.")
+    if asked.check:
+        attempt(problems, check_before, asked)
+    if asked.commit is None:
+        attempt(problems, ask, "git", "rev-parse", "HEAD")
+    refuse(problems)
+    assert run
+    return run if not asked.balanced else replace(run, model=use_balanced_routers(run.model))
+
+
+def to_run(asked: Config) -> request.Config:
+    """The run that is measured, with the steps that are profiled after it. Pure."""
+    steps = asked.run.steps + max(0, asked.profiled)
+    return replace(asked.run, steps=steps, save_to=None, stop_after=None, eval=request.EvalConfig(), profile=())
+
+
+def record_of(asked: Config) -> Path:
+    """Where the record of `asked` is. Pure."""
+    return asked.to / f"{asked.name}.json"
+
+
+def check_before(asked: Config) -> None:
+    """Raises `ValueError` if there is nothing to compare with, or it is of another GPU. Effect: reads a file."""
+    if asked.name is None:
+        raise ValueError("--check compares with a record: give its --name.")
+    if not record_of(asked).exists():
+        raise ValueError(f"--check: there is no record {record_of(asked)} yet: write one first, without --check.")
+    if (gpu := read_record(record_of(asked))["gpu"]) != name_device():
+        raise ValueError(f"--check: the record is of {gpu}, and this is {name_device()}: compare on the same.")
+
+
+def make_record(
+    asked: Config, rows: Sequence[Mapping[str, Any]], matmul_tflops: float, timeline: Timeline | None
+) -> dict[str, Any]:
+    """What was measured, and how. Effect: asks the system.
+
+    Args:
+        asked: of the run.
+        rows: of its metrics, a row a step.
+        matmul_tflops: of `measure_matmul`.
+        timeline: of the steps that were profiled, if any were.
+
+    Raises:
+        ValueError: if no step is left to measure, or none was profiled.
+    """
+    if timeline is not None and not timeline.steps:
+        raise ValueError("the data ended before a step was profiled: give more data, fewer --steps, or --profiled 0.")
+    measured = rows[: asked.run.steps]
+    speeds = summarize(measured, asked.skip) | share_of_peak(measured, asked.skip, matmul_tflops)
+    seen = {} if timeline is None else {"profiled_steps": timeline.steps, **account(timeline)}
+    made = tell_making([without_secrets(word) for word in sys.argv], asked.note, asked.commit or ask(*_HEAD))
+    return speeds | {name: round(value, 6) for name, value in seen.items()} | made
+
+
+_HEAD: Final = ("git", "rev-parse", "HEAD")
+
+
+def use_balanced_routers(model: nn.Module) -> Any:
+    """The same model, whose experts are chosen in turn; weights of choices stay the router's. Donates `model`."""
+    for experts in filter(is_experts, model.modules()):
+        experts.register_forward_pre_hook(choose_in_turn)
+    return model
+
+
+def choose_in_turn(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same call of experts, whose choices go round all of them."""
+    x_TH, expert_TK, *rest = args
+    (T, K), E = expert_TK.shape, module.num_experts
+    assert isinstance(E, int)
+    return x_TH, go_round(T, K, E, expert_TK.device), *rest
+
+
+@cache
+def go_round(T: int, K: int, E: int, device: torch.device) -> torch.Tensor:
+    """Experts of each token, (T, K) int64; those of a token lie far apart, so that they are not all on one rank."""
+    token_T1, apart_K = (torch.arange(n, device=device) for n in (T, K))
+    return (token_T1[:, None] + apart_K * (E // K)) % E
