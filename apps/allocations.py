@@ -19,7 +19,7 @@ class Live(NamedTuple):
 
     size: int
     """Bytes."""
-    count: int
+    number: int
     """Of allocations."""
     place: str
 
@@ -96,7 +96,7 @@ def find_place(frames: Sequence[Mapping[str, Any]]) -> str:
 
 def tell_peak(live: Sequence[Live], most: int = 15) -> str:
     """The largest of `live` in words, a line each. Pure."""
-    lines = [f"  {one.size / 1e9:8.3f} GB  {one.count:6} x  {one.place}" for one in live[:most]]
+    lines = [f"  {one.size / 1e9:8.3f} GB  {one.number:6} x  {one.place}" for one in live[:most]]
     return "\n".join([f"at the peak {sum(one.size for one in live) / 1e9:.3f} GB were allocated:", *lines])
 
 

@@ -111,7 +111,8 @@ def look(timelines: list[Timeline], trace: Path | None, device: torch.device) ->
     with profiled(device) as profiler:
         yield
     timelines.append(read_timeline(profiler))
-    print(tell_timeline(timelines[-1]), flush=True)
+    if timelines[-1].steps:
+        print(tell_timeline(timelines[-1]), flush=True)
     if trace:
         save_trace(profiler, trace)
 

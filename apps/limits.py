@@ -82,10 +82,12 @@ def _find_unprofiled(config: Config) -> list[str]:
     if not (given := config.profile):
         return []
     told, stop = f"--profile {' '.join(map(str, given))}", min(config.steps, config.stop_after or config.steps)
-    if len(given) > 2:
+    first, *rest = given
+    last = rest[-1] if rest else first
+    if len(rest) > 1:
         return [f"{told} names {len(given)} steps: give the first and the last, or one."]
-    if given[-1] < given[0]:
+    if last < first:
         return [f"{told} ends before it begins: give the first step, then the last."]
-    if given[-1] > stop:
+    if last > stop:
         return [f"{told} goes on after the last step of the run, which is {stop}: choose steps until there."]
     return []

@@ -64,16 +64,18 @@ class Config:
         return self.run.out
 
 
-_UNKEPT: Final = ("save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background")
+_KEPT: Final = ("save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background")
+_IDLE: Final = "Does nothing here, where a run is measured and not kept."
 TOLD: Final = {
     request.Config: {
-        **dict.fromkeys((*_UNKEPT, "max_restarts", "eval", "profile")),
+        **dict.fromkeys((*_KEPT, "max_restarts", "profile"), _IDLE),
         "out": "Directory of errors.log, if it is refused while it is under way. Nothing else is kept there.",
         "steps": "Optimizer steps that are measured, the first of --skip left out; those to profile come after them.",
-    }
+    },
+    request.EvalConfig: dict.fromkeys(("data", "every", "documents"), _IDLE),
 }
-"""What the flags of apps/pretrain.py are here, where that is something else. Those of checkpoints, evaluation and
-restarts do nothing, so that the command of a run is that of its measurement."""
+"""What the flags of apps/pretrain.py are here, where that is something else: all are taken, so that the command of a
+run is that of its measurement."""
 
 
 def decide_measured(asked: Config) -> Decision:

@@ -38,11 +38,13 @@ def profiling(config: Config, world: World, *, at: int) -> Iterator[Callable[[It
         return
     steps = range(max(config.profile[0], at + 1), config.profile[-1] + 1)
     kept: list[Path] = []
+    if not steps:
+        print(f"Nothing is profiled: the run stands at step {at}, past --profile.", flush=True)
     look = partial(keep_profile, config.out / "profile", steps, world.device, kept)
     with watch_steps(steps, look, at=at) as watched:
         yield watched
-    if not kept:
-        print(f"Nothing was profiled: none of the steps after {at} was one of --profile.", flush=True)
+    if steps and not kept:
+        print(f"Nothing was profiled: the run ended before step {steps.start}.", flush=True)
 
 
 @contextmanager

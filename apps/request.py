@@ -128,8 +128,8 @@ class Config:
     starts the ranks: under torchrun, which has a flag of this name, and under srun."""
     profile: tuple[int, ...] = ()
     """The first and the last step to profile, or one: where time and memory of the first rank go is printed, and kept
-    in profile/ below --out. Such a step is slower; its numbers are the same. What is saved or evaluated after a step is
-    seen as well."""
+    in profile/ below --out. Such a step, and the next, are slower; their numbers are the same. What is saved or
+    evaluated after a step is seen as well."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""

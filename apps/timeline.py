@@ -6,12 +6,12 @@ or a copy to or from the host, else as idle.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-import torch
 from spans import Span, length, overlap, subtract, union
 from torch.profiler import profile
 
@@ -89,7 +89,7 @@ def read_timeline(profiler: profile) -> Timeline:
 
 
 def _is_of_host(event: Any) -> bool:
-    return event.device_type == torch.autograd.DeviceType.CPU
+    return event.device_type.name == "CPU"
 
 
 def _is_work(event: Any, thread: int) -> bool:
@@ -131,11 +131,11 @@ def account(timeline: Timeline) -> dict[str, float]:
 def tell_timeline(timeline: Timeline, most: int = 45) -> str:
     """Milliseconds a step by what the device did, by kind of work, and by kernel or operator, so many at most. Pure."""
     a_step = account(timeline)
-    by_kind, by_name = Counter[str](), Counter[str]()
+    by_kind, by_name = defaultdict[str, float](float), defaultdict[str, float](float)
     for name, begin, end in timeline.events:
-        kind = kind_of_work(name)
-        by_kind[kind] += end - begin
-        by_name[f"{kind}: {name[:110]}"] += end - begin
+        kind, millis = kind_of_work(name), (end - begin) / 1e3 / timeline.steps
+        by_kind[kind] += millis
+        by_name[f"{kind}: {name[:110]}"] += millis
     shares = {
         name.removesuffix("_seconds").replace("_", " "): seconds * 1e3
         for name, seconds in a_step.items()
@@ -144,9 +144,8 @@ def tell_timeline(timeline: Timeline, most: int = 45) -> str:
     told = a_step["profiled_seconds"] * 1e3
     lines = [f"of {told:.1f} milliseconds a step, over {timeline.steps} that were profiled:", *_rows(shares.items())]
     for title, table in (("kind of work", by_kind), ("kernel or operator", by_name)):
-        micros = {name: value / timeline.steps / 1e3 for name, value in table.most_common(most)}
-        lines += [f"milliseconds a step by {title}, {table.total() / timeline.steps / 1e3:.1f} in sum:"]
-        lines += _rows(micros.items())
+        lines += [f"milliseconds a step by {title}, {sum(table.values()):.1f} in sum:"]
+        lines += _rows(sorted(table.items(), key=itemgetter(1), reverse=True)[:most])
     return "\n".join([*lines, f"waits of the host for the device: {dict(timeline.waits) or 'none'}"])
 
 

@@ -15,10 +15,10 @@ TORCH = {"filename": str(Path(torch.__file__).parent / "nn" / "functional.py"), 
 
 
 def test_the_private_names_of_torch_that_note_allocations_are_where_they_were() -> None:
-    for name, given in (("_record_memory_history", {"enabled", "stacks"}), ("_dump_snapshot", {"filename"})):
+    for name, taken in (("_record_memory_history", {"enabled", "stacks"}), ("_dump_snapshot", {"filename"})):
         found = getattr(torch.cuda.memory, name, None)
         assert found is not None, f"torch.cuda.memory.{name} moved: see apps/allocations.py"
-        assert given <= {*inspect.signature(found).parameters}, f"{name} takes other arguments: see apps/allocations.py"
+        assert taken <= {*inspect.signature(found).parameters}, f"{name} takes other arguments: see apps/allocations.py"
 
 
 def move(action: str, addr: int, size: int, line: int = 0) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_the_peak_is_that_of_a_replay(history: tuple[dict[int, int], list[dict[s
     for one in peak.values():
         by_place[one.place] = by_place.get(one.place, 0) + one.size
     assert {one.place: one.size for one in found} == by_place
-    assert sum(one.count for one in found) == len(peak)
+    assert sum(one.number for one in found) == len(peak)
     assert [one.size for one in found] == sorted(by_place.values(), reverse=True)
 
 

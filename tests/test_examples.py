@@ -87,12 +87,7 @@ def test_local_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize(("path", "file", "args"), COMMANDS, ids=name)
 def test_commands_parse(path: Path, file: str, args: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(args, comments=True)
-    own, app = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    if file.startswith("benchmarks/"):
-        parse(file, [*own, "--", *app], capsys)
-        parse("apps/pretrain.py", app, capsys)
-    else:
-        parse(file, words, capsys)
+    parse(file, words, capsys)
 
 
 def parse(file: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

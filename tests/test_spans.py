@@ -1,5 +1,7 @@
 """Laws of spans of time, against a count of each unit of time."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from spans import Span, length, overlap, subtract, union
@@ -15,7 +17,7 @@ def check(spans: list[Span], wanted: set[int]) -> None:
     assert units(spans) == wanted
     assert length(spans) == len(wanted)
     assert all(begin < end for begin, end in spans)
-    assert all(one[1] < other[0] for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in itertools.pairwise(spans))
 
 
 @given(SPANS)

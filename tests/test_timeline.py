@@ -1,5 +1,6 @@
 """Laws of what a device did: each moment counts once, and a kernel is known by its name."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -83,5 +84,5 @@ def test_operators_of_a_cpu_count_once_and_those_outside_of_the_steps_do_not() -
     told = account(timeline)
     assert 0 < told["compute_seconds"] <= told["profiled_seconds"]
     spans = sorted(event.span for event in timeline.events)
-    assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
     assert "matrix products: aten::linear" in tell_timeline(timeline)
