@@ -42,7 +42,7 @@ def save_allocations(path: Path, device: torch.device) -> list[Live]:
     snapshot = pickle.loads(path.read_bytes())
     index = torch.cuda.current_device() if device.index is None else device.index
     held = {
-        block["address"]: block["size"]
+        block["address"]: block["requested_size"]
         for segment in snapshot["segments"]
         if segment["device"] == index
         for block in _with_addresses(segment)

@@ -91,7 +91,7 @@ def main(asked: Config, place: Callable[[RunConfig, Decision, Mesh], PreTrainedM
                 rebalance_(model, loads, run.rate, scale)
                 collect_at(state.step)
                 report.note(state.step, metrics, loads, cursor=cursor, data=data)
-            report.tell()
+        report.tell()
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()] if chief else []
 
     # Keep, or compare.

@@ -12,7 +12,7 @@ import torch
 import tyro
 from decide import decide
 from decision import Decision
-from preflight import attempt, refuse
+from preflight import attempt, refuse, told_in
 from records import ROOT, ask, name_device, read_record, share_of_peak, summarize, tell_making
 from redact import without_secrets
 from timeline import Timeline, account
@@ -86,7 +86,7 @@ def decide_measured(asked: Config) -> Decision:
     """
     problems: list[str] = []
     run = attempt(problems, decide, to_run(asked), saves=False)
-    problems = [problem.removeprefix("this run cannot start:\n  - ") for problem in problems]
+    problems = [one for told in problems for one in told_in(told)]
     if asked.skip < 0 or asked.profiled < 0:
         problems.append(f"--skip {asked.skip} and --profiled {asked.profiled} must be at least 0.")
     if asked.skip >= asked.run.steps:

@@ -12,7 +12,7 @@ WIDE: Final = 8192
 """Rows and columns, in bf16, on a GPU."""
 NARROW: Final = 1024
 """The same in fp32 on a CPU."""
-WARM_S: Final = 0.5
+WARM_S: Final = 1.0
 """For which products run before they count: a GPU lowers its clock under them until it is steady."""
 REPEATS: Final = 30
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Never, ParamSpec, Protocol, TypeVar
+from typing import Final, Never, ParamSpec, Protocol, TypeVar
 
 from flags import NOTHING, Told, by_flags, parse
 from redact import without_secrets
@@ -18,6 +18,7 @@ from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_siz
 P = ParamSpec("P")
 T = TypeVar("T")
 D = TypeVar("D")
+_REFUSED: Final = "this run cannot start:\n"
 
 
 class HasMesh(Protocol):
@@ -47,7 +48,20 @@ def refuse(problems: list[str]) -> None:
     """Raise one `ValueError` with all `problems`; nothing if there are none."""
     if problems:
         told = [f"  - {problem}".replace("\n", "\n    ") for problem in dict.fromkeys(problems)]
-        raise ValueError("this run cannot start:\n" + "\n".join(told))
+        raise ValueError(_REFUSED + "\n".join(told))
+
+
+def told_in(refusal: str) -> list[str]:
+    """The problems that `refuse` told, or the one that `refusal` is. Pure.
+
+    >>> told_in("this run cannot start:\\n  - one,\\n    of two lines\\n  - another")
+    ['one,\\nof two lines', 'another']
+    """
+    if not refusal.startswith(_REFUSED):
+        return [refusal]
+    return [
+        problem.replace("\n    ", "\n") for problem in refusal[len(_REFUSED) :].removeprefix("  - ").split("\n  - ")
+    ]
 
 
 def start(

@@ -110,7 +110,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "--check compares with a record: give its --name.",
     ):
         assert part in message
-    assert message.count("this run cannot start:") == 1
+    assert message.count("this run cannot start:") == 1 and message.count("\n  - ") == len(message.splitlines()) - 1
     with pytest.raises(ValueError, match=r"there is no record .*none.json yet: write one first, without --check"):
         decide_measured(replace(SHORT, name="none", to=tmp_path, check=True))
     (tmp_path / "other.json").write_text(json.dumps({"gpu": "another"}))
