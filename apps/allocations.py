@@ -71,9 +71,7 @@ def find_peak(trace: Sequence[Mapping[str, Any]], held: Mapping[int, int]) -> li
     for at, event in enumerate(moves):
         if event["action"] == "alloc":
             allocated.add(event["addr"])
-        elif event["addr"] in allocated:
-            allocated.remove(event["addr"])
-        elif at >= peak:
+        elif event["addr"] not in allocated and at >= peak:
             before.append(event["size"])
     sizes, counts = Counter[str](), Counter[str]()
     for event in live.values():

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ import pytest
 import torch
 from chatting import asked_in, tune
 from decide import decide
+from profiling import profiling
 from ranks import Run
 from request import MixConfig
 from starting import numbers
 from training import SMALL, train
 from watching import profiled, watch_steps
 
-from omni_mesh import MeshConfig
+from omni_mesh import MeshConfig, World
 
 
 def steps_in(trace: Path) -> list[str]:
-    """The spans of steps in a trace, in order."""
+    """The spans of steps in a trace, in order, one after another."""
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     spans = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("step ")]
-    return [event["name"] for event in sorted(spans, key=lambda event: event["ts"])]
+    spans.sort(key=lambda event: event["ts"])
+    assert all(one["ts"] + one["dur"] <= other["ts"] for one, other in pairwise(spans))
+    return [event["name"] for event in spans]
 
 
 def written(out: Path) -> list[str]:
@@ -58,6 +62,14 @@ def test_of_two_ranks_the_first_alone_is_profiled(run: Run, tmp_path: Path) -> N
     assert written(tmp_path / "1") == ["step-4.trace.json.gz"], "the last step of a run ends its profile"
     events = json.loads(gzip.decompress((tmp_path / "1/profile/step-4.trace.json.gz").read_bytes()))["traceEvents"]
     assert [event for event in events if "gloo:" in event.get("name", "")]
+
+
+def test_other_ranks_take_no_part(tmp_path: Path) -> None:
+    for rank, kept in ((0, ["step-2.trace.json.gz"]), (1, [])):
+        config = replace(SMALL, profile=(2,), out=tmp_path / str(rank))
+        with profiling(config, World(rank, rank, 2, torch.device("cpu")), at=0) as through:
+            assert list(through(iter("abc"))) == ["a", "b", "c"]
+        assert written(config.out) == kept
 
 
 @pytest.mark.parametrize(
