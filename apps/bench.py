@@ -113,8 +113,8 @@ def look(timelines: list[Timeline], trace: Path | None, device: torch.device) ->
     timelines.append(read_timeline(profiler))
     if timelines[-1].steps:
         print(tell_timeline(timelines[-1]), flush=True)
-    if trace:
-        save_trace(profiler, trace)
+        if trace:
+            save_trace(profiler, trace)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], skip: int) -> dict[str, float]:
 def share_of_peak(rows: Sequence[Mapping[str, Any]], skip: int, matmul_tflops: float) -> dict[str, float]:
     """What matrix products alone make here, in 10^12 operations a second, and how much of it the steps do. Pure."""
     reached = median(row["tflops_per_rank"] for row in rows[skip:])
-    return {"matmul_tflops": round(matmul_tflops, 4), "share_of_matmul_peak": round(reached / matmul_tflops, 4)}
+    return {"matmul_tflops": round(matmul_tflops, 4), "share_of_matmul_peak": round(reached / matmul_tflops, 6)}
 
 
 def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import timeit
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ def measure(asked: Config) -> dict[str, Any]:
 
 def check(record: dict[str, Any], ranks: int) -> None:
     assert (record["steps"], record["profiled_steps"], record["commit"]) == (3, 2, "abcdefg")
-    assert all(record[name] > 0 for name in (*MEASURED, "matmul_tflops", "data_seconds_most"))
+    assert all(record[name] > 0 for name in (*MEASURED, "matmul_tflops", "share_of_matmul_peak"))
     assert record["tokens_per_second"] == pytest.approx(ranks * record["tokens_per_second_per_rank"], rel=1e-4)
-    assert record["share_of_matmul_peak"] > 0
+    assert 0 <= record["data_seconds"] <= record["data_seconds_most"]
     assert sum(record[f"{share}_seconds"] for share in SHARES) == pytest.approx(record["profiled_seconds"], abs=1e-5)
     assert record["compute_seconds"] > record["optimizer_seconds"] > 0 and record["idle_seconds"] > 0
 
@@ -190,9 +191,11 @@ def test_a_commit_that_nothing_tells_is_asked_for() -> None:
         ask("git", "no-such-word")
 
 
-def test_matrix_products_are_as_fast_as_a_clock_says() -> None:
+def test_matrix_products_are_no_faster_than_a_clock_says() -> None:
     told = measure_matmul(torch.device("cpu"), warm_s=0.1, repeats=5)
-    assert 1e-4 < told < 1e2
+    x_NN = torch.randn(1024, 1024)
+    seconds = min(timeit.repeat(lambda: x_NN @ x_NN, number=1, repeat=9))
+    assert 0 < told < 2 * 2 * 1024**3 / seconds / 1e12
 
 
 @pytest.mark.gpu
