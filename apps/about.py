@@ -54,7 +54,7 @@ _FREE: Final = (
     *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "offload"),
     *("profile", "tile_mlp", "explain"),
     *("set_rows_aside", "recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad"),
-    *("mix.changed", "eval"),
+    *("mix.changed", "eval", "optim.offload"),
 )
 """Settings that change no numbers but by rounding, or that `decide` refuses to change."""
 

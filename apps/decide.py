@@ -6,9 +6,10 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
+import torch
 from compute import choose_compute, choose_dtype, choose_gathered
 from data import open_held_out, open_parts
-from decision import Decision
+from decision import Decision, tell_moments
 from disk import check_merged
 from kinds import Kind, texts
 from limits import check_numbers
@@ -94,7 +95,15 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         )
     found = attempt(problems, find_checkpoint, root) if root else None
     if model and isinstance(root, Path):
-        attempt(problems, check_room, root, named_tensors(model), config.retention(), flag_of_root(config))
+        attempt(
+            problems,
+            check_room,
+            root,
+            named_tensors(model),
+            config.retention(),
+            flag=flag_of_root(config),
+            moments=getattr(torch, config.optim.state_dtype),
+        )
     if model and config.weights and not found:
         attempt(problems, read_named, partial(plan_weights, model), config.weights)
     if found and model:
@@ -136,6 +145,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
         rate=config.balance.rate,
         kernels=() if config.kernels == "none" or kernel_problems(device) else fitting_kernels(model),
         keep=config.recompute.keep,
+        moments=tell_moments(config.optim),
         start=f"continues {found}" if found else config.weights or f"random weights of seed {config.seed}",
         found=found,
         joining=tell_joining(parts, kept),

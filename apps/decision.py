@@ -15,7 +15,7 @@ from omni_data import Packing, Part, TextTokenizer
 from omni_data.mix import Weight
 from omni_mesh import MeshSpec
 from omni_models import ModelFacts
-from omni_parallel import ParallelPlan, Schedule
+from omni_parallel import AdamWConfig, ParallelPlan, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Decision:
     kernels: tuple[str, ...]
     keep: str
     """What recomputed blocks keep all the same."""
+    moments: str
+    """How narrow moments are, and where, in words; nothing if they are as wide as parameters, and with them."""
     start: str
     """Where the weights come from, in words."""
     found: Path | None
@@ -86,7 +88,9 @@ class Decision:
         tiles = f", {tiled} feed-forward modules in tiles of {self.plan.tile} tokens" if tiled else ""
         again = self.plan.reshard_after_forward
         gathered = f"parameters {'gathered again' if again else 'there'} in the backward pass"
+        state = f"; {self.moments}" if self.moments else ""
         blocks = f"{len(self.plan.blocks)} blocks"
+        activations = f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}{tiles}"
         linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
         lasts, ending = self._lasting()
         lines = (
@@ -103,7 +107,7 @@ class Decision:
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),
             ("kernels", ", ".join(self.kernels) or "those of transformers"),
-            ("memory", f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}{tiles}; {gathered}"),
+            ("memory", f"{activations}; {gathered}{state}"),
         )
         return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
 
@@ -134,6 +138,17 @@ def tell_sources(parts: Sequence[Part]) -> str:
     if len(parts) == 1:
         return told[0]
     return "; ".join(f"{one}, weight {tell_weight(part.weight)}" for one, part in zip(told, parts, strict=True))
+
+
+def tell_moments(config: AdamWConfig) -> str:
+    """How narrow moments are, and where, in words. Pure.
+
+    >>> tell_moments(AdamWConfig()), tell_moments(AdamWConfig(state_dtype="bfloat16", offload=True))
+    ('', 'moments in bfloat16, in memory of the host')
+    """
+    narrow = [f"in {config.state_dtype}"] if config.state_dtype != "float32" else []
+    told = ", ".join([*narrow, *(["in memory of the host"] if config.offload else [])])
+    return f"moments {told}" if told else ""
 
 
 def tell_weight(weight: Weight) -> str:

@@ -90,7 +90,8 @@ class Config:
     seed: int = 0
     """Of random weights, the order of documents, and dropout."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of compute; the master weights, gradients and moments are float32. auto: bfloat16 on GPUs, float32 on CPUs."""
+    """Of compute; the master weights and gradients are float32, moments as --optim.state-dtype says. auto: bfloat16 on
+    GPUs, float32 on CPUs."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
     experts: Literal["auto", "grouped", "eager"] = "auto"

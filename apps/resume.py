@@ -78,7 +78,7 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
 
 def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Mapping[str, Any]]:
     """The state and the place in the data that checkpoint `found` has, whatever mesh wrote it, and what it says of its
-    run.
+    run. Moments become as wide as they are to be now.
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
     """
@@ -86,7 +86,7 @@ def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Mappin
     about = plain.get("about", {})
     check_about(about, found)
     tree = {"state": state_tree(state), **{name: plain[name] for name in plain if name != "state"}}
-    state = restore_state(state, load_dcp(tree, found, check=False)["state"])
+    state = restore_state(state, load_dcp(tree, found, check=False, casts=("state.optimizer",))["state"])
     cursor = name_positions(cursor_from_json(plain["cursor"]), plain["order"])
     return state, cursor, about
 

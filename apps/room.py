@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from disk import free_bytes, size_of
 from torch import Tensor
 
@@ -14,17 +15,20 @@ from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
 from omni_data import Part
 
 
-def check_room(root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag: str) -> None:
+def check_room(
+    root: Path, tensors: Mapping[str, Tensor], keep: Retention, flag: str, *, moments: torch.dtype = torch.float32
+) -> None:
     """Raises `ValueError` if the disk of `root`, which `flag` gives, has no room for the checkpoints to come.
 
     Effect: asks the system.
 
-    The newest and one more are there at a time, of parameters and two moments in fp32 each. What is there already makes
+    The newest and one more are there at a time, of parameters in fp32 and two moments each. What is there already makes
     room for them as far as it will be deleted: what killed saves left, by the next, and checkpoints that nothing keeps.
     """
     stale = [path for kind in ("tmp", "gone") for path in root.glob(f"step-*.{kind}")]
     reclaimed = sum(file.stat().st_size for path in stale for file in path.rglob("*") if file.is_file())
-    size = sum(3 * 4 * tensor.numel() for tensor in tensors.values())
+    each = torch.float32.itemsize + 2 * moments.itemsize
+    size = sum(each * tensor.numel() for tensor in tensors.values())
     needed = size * max(1, keep.newest + 1 - len(will_go(root, keep)))
     if (free := free_bytes(root) + reclaimed) < needed:
         raise ValueError(

@@ -1,4 +1,5 @@
-"""Triton's interpreter on the CPU: a process of its own, since it is chosen when Triton is imported."""
+"""Triton without a GPU: its interpreter, in a process of its own, since it is chosen when Triton is imported; and its
+compiler."""
 
 import os
 import subprocess
@@ -20,3 +21,19 @@ def interpret(main: Path, given: Any, folder: Path) -> Any:
         pytest.skip("the interpreter of this Triton cannot count with this numpy")
     assert ran.returncode == 0, ran.stderr
     return torch.load(folder / "found")
+
+
+def compile_ahead(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> str:
+    """What `kernel` is on a Hopper GPU, where sizes divide by 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in types},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from interpret import interpret
+from interpret import compile_ahead, interpret
 from torch import Tensor, nn
 
 from omni_parallel import TrainState, state_tree
 from omni_parallel.adamw import AdamW, correct
 from omni_parallel.casts import kept_cast
 from omni_parallel.fsdp import apply_cast
+from omni_parallel.rounding import Throw, round_moments
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 CUDA = torch.cuda.is_available()
@@ -82,6 +83,7 @@ def draw(grads: torch.dtype, scale: float | None, beta1: float, beta2: float, st
         "step": step,
         "scale": None if scale is None else torch.tensor(scale),
         "cast": grads == torch.bfloat16,
+        "throw": {"steps": torch.tensor(step), "param": 0, "shard": 0},
         "settings": {"lr": 1e-2, "beta1": beta1, "beta2": beta2, "eps": 1e-8, "weight_decay": 0.1},
     }
 
@@ -100,13 +102,66 @@ def test_the_kernels_obey_the_formula_in_tritons_interpreter(tmp_path: Path) -> 
             assert torch.allclose(mine.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+def narrow(case: dict[str, Any]) -> dict[str, Any]:
+    """`case` with moments that bf16 has."""
+    p, g, m, v, correction = case["held"]
+    return case | {"held": (p, g, m.bfloat16(), v.bfloat16(), correction)}
+
+
+def widen(case: dict[str, Any]) -> dict[str, Any]:
+    """`case` with the same moments in fp32."""
+    p, g, m, v, correction = case["held"]
+    return case | {"held": (p, g, m.float(), v.float(), correction)}
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_moments_in_bf16_are_those_of_fp32_rounded_by_their_dice(tmp_path: Path) -> None:
+    places = [
+        {"steps": torch.tensor(1.0), "param": 0, "shard": 0},
+        {"steps": torch.tensor(123457.0), "param": 300, "shard": 7},
+        {"steps": torch.tensor(2.0**24 - 1), "param": 16, "shard": 1, "start": (1 << 34) + 4096},
+    ]
+    scales = (None, 0.3, float("nan"))
+    cases = [
+        narrow(draw(dtype, scale, 0.9, 0.999, 2.0)) | {"throw": place}
+        for dtype, scale, place in zip((torch.float32, torch.bfloat16, torch.bfloat16), scales, places, strict=True)
+    ]
+    found_of_all = interpret(Path(__file__).parent / "adamw_main.py", [*cases, *map(widen, cases)], tmp_path)
+    for case, found, wide in zip(cases, found_of_all, found_of_all[len(cases) :], strict=False):
+        assert torch.equal(found[0], wide[0]), "a parameter moves by what was not rounded yet"
+        expected = round_moments(wide[1], wide[2], Throw(**case["throw"]))
+        for mine, other, before in zip(found[1:3], expected, case["held"][2:], strict=False):
+            assert mine.dtype == torch.bfloat16 and torch.equal(mine, other)
+            assert torch.equal(mine, before) == (case["scale"] is not None and bool(case["scale"].isnan()))
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(("moments", "width"), [("*fp32", 4), ("*bf16", 2)])
+def test_the_kernel_compiles_and_moves_as_much_as_four_numbers_are_at_once(moments: str, width: int) -> None:
+    from omni_parallel import triton_adamw
+
+    pointers = dict.fromkeys(("param", "correction", "scale", "steps"), "*fp32") | {"grad": "*bf16", "cast": "*bf16"}
+    settings = dict.fromkeys(("lr", "keep", "new1", "new2", "eps"), "fp32")
+    numbers = dict.fromkeys(("number", "shard", "start", "N"), "i32")
+    types = pointers | settings | numbers | dict.fromkeys(("first", "second"), moments)
+    code = compile_ahead(triton_adamw._adamw, types, {"BLOCK": triton_adamw._BLOCK})
+    assert code.count(f"ld.global.v{width}.b32") >= 2 and code.count(f"st.global.v{width}.b32") >= 2
+    assert "shared" not in code, "a thread throws for its own four numbers"
+    thrown = code.count("mul.hi.u32")
+    assert thrown == 0 if width == 4 else 0 < thrown <= 20, "two products a round, for four numbers"
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_a_scale_that_is_not_a_number_changes_nothing(device: str, steps_before: int) -> None:
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
+def test_a_scale_that_is_not_a_number_changes_nothing(
+    device: str, steps_before: int, state_dtype: torch.dtype | None
+) -> None:
     if device == "cuda" and not CUDA:
         pytest.skip("needs a CUDA device")
     params = [nn.Parameter(torch.randn(size, device=device)) for size in SIZES]
-    optimizer = AdamW(params, **SETTINGS)
+    optimizer = AdamW(params, **SETTINGS, state_dtype=state_dtype)
     for scale in [1.0] * steps_before + [float("nan")]:
         for param in params:
             param.grad_dtype = None
@@ -118,6 +173,48 @@ def test_a_scale_that_is_not_a_number_changes_nothing(device: str, steps_before:
     for param in params:
         cast = kept_cast(param)
         assert cast is not None and torch.equal(cast, param.bfloat16())
+
+
+def narrow_ones(device: str, n: int, **how: Any) -> tuple[nn.Parameter, AdamW]:
+    """A parameter of `n` numbers whose moments, in bf16, are ones."""
+    param = nn.Parameter(torch.zeros(n, device=device))
+    optimizer = AdamW([param], **SETTINGS | {"betas": (0.999, 0.999)}, state_dtype=torch.bfloat16, **how)
+    for key in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[param][key].fill_(1)
+    return param, optimizer
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_moment_that_the_nearest_would_freeze_moves_on_average(device: str) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    n, steps = 1 << 16, 30
+    param, optimizer = narrow_ones(device, n)
+    moved = 0.999
+    assert torch.tensor(moved).bfloat16() == 1, "below one the next is 2**-8 away"
+    for _ in range(steps):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+    for key in ("exp_avg", "exp_avg_sq"):
+        found = optimizer.state[param][key]
+        assert found.dtype == torch.bfloat16
+        # Each step rounds with a deviation of at most half of 2**-8, independent of the others.
+        sigma = 0.5 * 2**-8 * (steps / n) ** 0.5
+        assert abs(found.double().mean().item() - moved**steps) < 5 * sigma, key
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_moments_in_bf16_take_half_the_bytes(device: str) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    params = [nn.Parameter(torch.randn(size, device=device)) for size in SIZES]
+
+    def held(state_dtype: torch.dtype | None) -> int:
+        state = AdamW(params, **SETTINGS, state_dtype=state_dtype).state
+        return sum(state[param][key].nbytes for param in params for key in ("exp_avg", "exp_avg_sq"))
+
+    numbers = sum(param.numel() for param in params)
+    assert (held(None), held(torch.bfloat16)) == (8 * numbers, 4 * numbers)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from interpret import interpret
+from interpret import compile_ahead, interpret
 from torch import Tensor, nn
 from toy import Count
 
@@ -307,22 +307,6 @@ def test_the_kernels_compile_and_move_16_bytes_at_once(dtype: torch.dtype, form:
     assert f"cvt.rn.satfinite.{'e4m3' if dtype == VALUES else 'e5m2'}x2.f32" in code
     code = compile_ahead(kernels._largest, {"largest": "*i32", "x": "*bf16", "N": "i32"}, {"BLOCK": kernels._BLOCK})
     assert code.count("ld.global.v4.b32") >= 4
-
-
-def compile_ahead(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> str:
-    """What `kernel` is on a Hopper GPU, where sizes divide by 16."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in types},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
 
 
 def test_what_several_layers_take_is_quantized_once() -> None:

@@ -11,7 +11,8 @@ from toy import Block, Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh import MeshSpec
 from omni_parallel import ParallelPlan, RecomputeConfig, offload_blocks, plan_parallel, recompute_blocks
-from omni_parallel.offload import SLACK, SMALLEST, Away, Group, Host
+from omni_parallel.host import Host
+from omni_parallel.offload import SLACK, SMALLEST, Away, Group
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]

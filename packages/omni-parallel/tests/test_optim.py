@@ -1,6 +1,7 @@
 """Laws of the training state."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from omni_parallel import (
 from omni_parallel.optim import TrainState, group_params
 
 CONFIG = AdamWConfig(lr=0.01, weight_decay=0.1)
+NARROW = replace(CONFIG, state_dtype="bfloat16")
 
 
 def train(state: TrainState, steps: int) -> TrainState:
@@ -68,10 +70,11 @@ def test_update_clears_gradients_and_follows_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool) -> None:
+@pytest.mark.parametrize("config", [CONFIG, NARROW], ids=["fp32", "bf16"])
+def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool, config: AdamWConfig) -> None:
     def fresh() -> TrainState:
         model = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
-        return init_state(model, CONFIG)
+        return init_state(model, config)
 
     half = train(fresh(), 2)
     tree = {
@@ -87,6 +90,42 @@ def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool) -> None
     for mine, theirs in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
         ours, other = (p.full_tensor() if sharded else p for p in (mine, theirs))
         assert torch.equal(ours, other)
+
+
+def test_with_moments_in_bf16_a_model_learns_as_it_does_in_fp32() -> None:
+    """Over steps as many as beta2 remembers, in which moments that are rounded to the nearest would stop to fall."""
+
+    def learn(config: AdamWConfig) -> list[float]:
+        state, losses = init_state(make_toy().eval(), replace(config, betas=(0.9, 0.999))), []
+        x_BI = make_batch(64)
+        for _ in range(300):
+            loss = (state.model(x_BI) - x_BI.prod(1, keepdim=True)).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            state = update(state, constant(config.lr))
+        return losses
+
+    wide, narrow = learn(CONFIG), learn(NARROW)
+    assert wide != narrow and wide[-1] < 0.05 * wide[0]
+    assert narrow[0] == wide[0]
+    assert all(abs(there - here) < 0.02 * wide[0] for here, there in zip(wide, narrow, strict=True))
+
+
+def test_moments_are_as_narrow_as_asked_for_and_a_restored_tree_becomes_so() -> None:
+    wide, narrow = train(init_state(make_toy(), CONFIG), 2), init_state(make_toy(), NARROW)
+    assert {x.dtype for x in state_tree(narrow)["optimizer"]["exp_avg"].values()} == {torch.bfloat16}
+    narrow = restore_state(narrow, state_tree(wide))
+    for key in ("exp_avg", "exp_avg_sq"):
+        for name, moment in state_tree(narrow)["optimizer"][key].items():
+            assert torch.equal(moment, state_tree(wide)["optimizer"][key][name].bfloat16())
+    assert train(narrow, 1).step == 3
+
+
+def test_moments_are_not_to_be_narrower_than_what_is_narrow_itself() -> None:
+    with pytest.raises(ValueError, match=r"embed.weight and \d+ others are of another dtype: leave it at float32"):
+        init_state(make_toy().bfloat16(), NARROW)
+    state = init_state(make_toy().bfloat16(), CONFIG)
+    assert {x.dtype for x in state_tree(state)["optimizer"]["exp_avg"].values()} == {torch.bfloat16}
 
 
 def test_a_tree_holds_parameters_persistent_buffers_and_moments() -> None:
@@ -114,8 +153,8 @@ def test_a_tree_that_lacks_something_is_refused() -> None:
 
 
 def test_settings_out_of_range_are_told_at_once() -> None:
-    bad = replace(CONFIG, lr=-1.0, betas=(0.9, 1.0), eps=0.0, weight_decay=-0.1, max_norm=0.0)
+    bad: Any = {"lr": -1.0, "betas": (0.9, 1.0), "eps": 0.0, "weight_decay": -0.1, "max_norm": 0.0, "state_dtype": "x"}
     with pytest.raises(ValueError) as told:
-        init_state(make_toy(), bad)
-    for name in ("lr=-1.0", "betas=(0.9, 1.0)", "eps=0.0", "weight_decay=-0.1", "max_norm=0.0"):
-        assert name in str(told.value)
+        init_state(make_toy(), replace(CONFIG, **bad))
+    for name, value in bad.items():
+        assert f"{name}={value}" in str(told.value)

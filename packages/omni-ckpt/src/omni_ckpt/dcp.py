@@ -6,7 +6,7 @@ whole. A failure of any rank is raised by every rank. The same calls work in one
 """
 
 import copy
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,17 @@ from omni_ckpt.stored import (
     read_plain,
     specs_in,
 )
-from omni_ckpt.tree import Plain, TensorSpec, different_names, flatten, mismatches, named, with_plain, without_tensors
+from omni_ckpt.tree import (
+    Plain,
+    TensorSpec,
+    as_cast,
+    different_names,
+    flatten,
+    mismatches,
+    named,
+    with_plain,
+    without_tensors,
+)
 from omni_ckpt.write import write_tensors
 
 T = TypeVar("T")
@@ -119,7 +129,9 @@ def begin_save_dcp(
     return Saving(work, own)
 
 
-def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check: bool = True) -> Mapping[str, Any]:
+def load_dcp(
+    tree: Mapping[str, Any], path: Path, *, strict: bool = True, check: bool = True, casts: Sequence[str] = ()
+) -> Mapping[str, Any]:
     """`tree` with the values of checkpoint `path`. Donates `tree`: its tensors are filled in place; use the result.
 
     Effect: collective; reads. Shards are cut anew: the ranks and placements may differ from those of the save.
@@ -131,6 +143,7 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check:
             name and shape is loaded (cast to the dtype here), and the rest of `tree` is left as it is.
         check: read every file once before, each rank its share, and refuse what is not what was written. Otherwise
             only sizes are compared, and a flipped bit is loaded as it is.
+        casts: names below which floats of another width are taken: they are cast to the dtype here.
 
     Raises:
         ValueError: before any tensor is read, with everything that does not fit, or each damaged file, by name.
@@ -151,7 +164,8 @@ def load_dcp(tree: Mapping[str, Any], path: Path, *, strict: bool = True, check:
         ours = tensors.keys() | plain.keys()
         unexpected = set[str].intersection(*gather({*saved, *saved_plain} - ours))
         here = ours | unexpected
-        together(task, lambda: _check_fit(tensors, plain, _only(saved, here), _only(saved_plain, here)))
+        found = as_cast(_only(saved, here), tensors, casts)
+        together(task, lambda: _check_fit(tensors, plain, found, _only(saved_plain, here)))
     fitting = {name: tensor for name, tensor in tensors.items() if name in saved and saved[name].shape == tensor.shape}
     together(task, lambda: read_into(fitting, path, index, collective=True))
     return with_plain(tree, _only(saved_plain, plain.keys()))

@@ -111,6 +111,27 @@ def mismatches(wanted: Mapping[str, Shaped], found: Mapping[str, Shaped]) -> lis
     return lines
 
 
+def as_cast(
+    found: Mapping[str, TensorSpec], wanted: Mapping[str, Shaped], below: Sequence[str]
+) -> dict[str, TensorSpec]:
+    """`found`, of which floats have the dtype that is `wanted` where their names are `below` one of these. Pure.
+
+    >>> was = {"moments.a": TensorSpec((2,), torch.float32)}
+    >>> as_cast(was, {"moments.a": torch.zeros(2).bfloat16()}, ["moments"])["moments.a"].dtype
+    torch.bfloat16
+    """
+    starts = tuple(f"{name}." for name in below)
+    cast = {
+        name: TensorSpec(spec.shape, wanted[name].dtype)
+        for name, spec in found.items()
+        if name.startswith(starts)
+        and name in wanted
+        and spec.dtype.is_floating_point
+        and wanted[name].dtype.is_floating_point
+    }
+    return {**found, **cast}
+
+
 def different_names(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """The names on one side only: a line for those missing, a line for those unexpected."""
     missing = [name for name in wanted if name not in found]

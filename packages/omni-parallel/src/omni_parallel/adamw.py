@@ -3,10 +3,14 @@
 torch's fused optimizer wants gradients of the dtype of their parameters and already clipped: on a GPU that is a pass
 over all of them to widen, and one to scale. Both happen here while the step reads them. Numbers are those of torch, to
 the rounding of fp32.
+
+Moments may be in bf16: they are widened while they are read, and rounded by dice when they are written, see
+`rounding.py`. They may be in memory of the host, see `ferry.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +19,14 @@ from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 from omni_parallel.casts import drop_cast_, keep_cast
+from omni_parallel.ferry import Ferry
 from omni_parallel.local import fuses, local
+from omni_parallel.rounding import Throw, number_shard, round_moments
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, whose gradients may be narrower than their parameters. Its state is torch's, there from the start:
-    zeros in the dtype of the parameter, and a count of steps."""
+    """torch's AdamW, whose gradients and moments may be narrower than their parameters. Its state is torch's, there
+    from the start: zeros, and a count of steps."""
 
     def __init__(
         self,
@@ -30,13 +36,30 @@ class AdamW(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        state_dtype: torch.dtype | None = None,
+        ferry: Ferry | None = None,
     ) -> None:
+        """With torch's arguments, and:
+
+        Args:
+            params: as of torch's optimizers; fp32, if moments are to be narrower.
+            lr: learning rate.
+            betas: decay of the moments.
+            eps: added to the root of the second.
+            weight_decay: times `lr`, what is taken from a parameter first.
+            state_dtype: of the moments, bf16 for example; None for that of each parameter.
+            ferry: what holds them in memory of the host; None to leave them where parameters are.
+        """
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self.ferry = ferry
         for param in (param for group in self.param_groups for param in group["params"]):
+            dtype = state_dtype or param.dtype
+            assert dtype in (param.dtype, torch.bfloat16) and param.dtype in (dtype, torch.float32)
+            zeros_like = torch.zeros_like if ferry is None else ferry.zeros_like
             self.state[param] = {
                 "step": torch.zeros((), dtype=torch.float32, device=param.device),
-                "exp_avg": torch.zeros_like(param),
-                "exp_avg_sq": torch.zeros_like(param),
+                "exp_avg": zeros_like(param, dtype=dtype),
+                "exp_avg_sq": zeros_like(param, dtype=dtype),
             }
 
     @torch.no_grad()
@@ -52,11 +75,23 @@ class AdamW(torch.optim.AdamW):
             keep_casts: see `omni_parallel.update`.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            held = [_hold(param, self.state[param], keep_casts) for param in group["params"] if param.grad is not None]
-            update_by_kernel_([each for each in held if _is_fused(each)], group, scale)
-            update_by_torch_([each for each in held if not _is_fused(each)], group, scale)
+        params = [param for group in self.param_groups for param in group["params"]]
+        numbers = {param: number for number, param in enumerate(params)}
+        ferry = self.ferry or Ferry()
+        with ferry.sailing():
+            for group in self.param_groups:
+                params = [param for param in group["params"] if param.grad is not None]
+                held = [_hold(param, self.state[param], numbers[param], keep_casts) for param in params]
+                update_by_kernel_([each for each in held if _is_fused(each, ferry)], group, scale, ferry)
+                if others := [each for each in held if not _is_fused(each, ferry)]:
+                    ferry.wait()  # Torch reads what is in memory of the host as it is.
+                    update_by_torch_(others, group, scale)
         return loss
+
+    def settle(self) -> None:
+        """Wait until moments are where the state says: others may then read and write them."""
+        if self.ferry is not None:
+            self.ferry.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +102,27 @@ class Held:
     grad: Tensor
     first: Tensor
     second: Tensor
-    steps: Tensor
+    throw: Throw
+    """The count of its steps, and what else moments in bf16 are rounded by."""
     cast: Tensor | None
     """What becomes a cast of the parameter."""
 
 
-def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Tensor | None) -> None:
-    """Move the parameters of `held` one step."""
+def cut(own: Held, most: int) -> Iterator[Held]:
+    """Pieces of `own` of at most `most` numbers, (n,), in order. They share its memory."""
+    tensors = (own.param, own.grad, own.first, own.second, own.cast)
+    for start in range(0, own.param.numel(), most):
+        flat: list[Any] = [None if x is None else x.view(-1)[start : start + most] for x in tensors]
+        yield Held(*flat[:4], replace(own.throw, start=own.throw.start + start), flat[4])
+
+
+def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Tensor | None, ferry: Ferry) -> None:
+    """Move the parameters of `held` one step; moments that `ferry` holds come to them in pieces."""
     if not held:
         return
     from omni_parallel import triton_adamw
 
-    steps = [own.steps for own in held]
+    steps = [own.throw.steps for own in held]
     # In a step that is skipped none is counted.
     counted = torch.ones_like(steps[0]) if scale is None else 1 - scale.isnan().to(steps[0].dtype)
     # A tensor for each: a single one for all would be read by the host, which would wait for the device.
@@ -86,7 +130,12 @@ def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Ten
     corrections = correct(steps, *group["betas"])
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
     for own, correction in zip(held, corrections, strict=True):
-        triton_adamw.update_(own.param, own.grad, own.first, own.second, correction, own.cast, scale, *settings)
+        away = ferry.holds(own.first)
+        for piece in cut(own, ferry.most) if away else (own,):
+            moments = (piece.first, piece.second)
+            with ferry.carry(*moments, piece.param.device) if away else nullcontext(moments) as (first, second):
+                tensors = (piece.param, piece.grad, first, second, correction, piece.cast, scale, piece.throw)
+                triton_adamw.update_(*tensors, *settings)
     # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
     changed = [(own.param, own.first, own.second, own.cast) for own in held]
     increment_version([tensor for tensors in changed for tensor in tensors if tensor is not None])
@@ -106,13 +155,15 @@ def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tens
     if not held:
         return
     grads = [own.grad.to(own.param.dtype) for own in held]
+    # Themselves, if they are as wide as the parameter and where it is.
+    firsts, seconds = [own.first.to(own.param) for own in held], [own.second.to(own.param) for own in held]
     adamw(
         [own.param for own in held],
         grads if scale is None else [grad * scale.to(grad.dtype) for grad in grads],
-        [own.first for own in held],
-        [own.second for own in held],
+        firsts,
+        seconds,
         [],
-        [own.steps for own in held],
+        [own.throw.steps for own in held],
         fused=True,
         # What torch calls the sign that a scaled loss has overflown: 1 to change nothing.
         found_inf=None if scale is None else scale.isnan().float(),
@@ -124,17 +175,26 @@ def update_by_torch_(held: Sequence[Held], group: Mapping[str, Any], scale: Tens
         eps=group["eps"],
         maximize=False,
     )
-    for own in held:
+    for own, first, second in zip(held, firsts, seconds, strict=True):
+        narrow = own.first.dtype != own.param.dtype
+        moments = round_moments(first, second, own.throw) if narrow else (first, second)
+        for there, here in zip((own.first, own.second), moments, strict=True):
+            if there is not here:
+                there.copy_(here)
         if own.cast is not None:
             own.cast.copy_(own.param)
 
 
-def _is_fused(held: Held) -> bool:
-    wide = all(tensor.dtype == torch.float32 for tensor in (held.param, held.first, held.second))
-    return wide and fuses(held.param, held.grad, held.first, held.second, held.steps)
+def _is_fused(held: Held, ferry: Ferry) -> bool:
+    """Whether the kernel takes `held`, whose moments may come by `ferry`."""
+    moments = (held.first, held.second)
+    dtypes = {x.dtype for x in moments}
+    fits = held.param.dtype == torch.float32 and dtypes in ({torch.float32}, {torch.bfloat16})
+    here = () if all(map(ferry.holds, moments)) else moments
+    return fits and fuses(held.param, held.grad, held.throw.steps, *here)
 
 
-def _hold(param: nn.Parameter, state: Mapping[str, Tensor], keep_casts: bool) -> Held:
+def _hold(param: nn.Parameter, state: Mapping[str, Tensor], number: int, keep_casts: bool) -> Held:
     assert param.grad is not None
     cast = None
     if keep_casts and param.grad.dtype.itemsize < param.dtype.itemsize:
@@ -142,4 +202,4 @@ def _hold(param: nn.Parameter, state: Mapping[str, Tensor], keep_casts: bool) ->
     else:
         drop_cast_(param)  # It would be a step behind.
     tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-    return Held(*map(local, tensors), state["step"], cast)
+    return Held(*map(local, tensors), Throw(state["step"], number, number_shard(param)), cast)

@@ -10,7 +10,6 @@ It is done by torch's hooks on what autograd saves, so it reaches whatever saves
 that is recomputed its inputs, and the outputs that it keeps.
 """
 
-import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from omni_parallel.host import Host, make_host
 from omni_parallel.local import local
 from omni_parallel.plan import ParallelPlan
 
@@ -68,20 +68,6 @@ def _put(depot: "Depot", experts: list[nn.Module], x: Tensor) -> "Tensor | Away"
     return x if type(x) is not Tensor or _is_weight(x, experts) else depot.put(x)
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class Host:
-    """Memory of the host, used again and again."""
-
-    memory: Tensor
-    """Bytes."""
-    used: torch.Event | None = None
-    """Set once it was written or read last."""
-
-    def like(self, away: "Away") -> Tensor:
-        """Its memory as a tensor that lies as the one did that `away` stands for."""
-        return self.memory[: away.nbytes].view(away.dtype).as_strided(away.size, away.stride)
-
-
 @dataclass(slots=True)
 class Group:
     """What one block has put away, and the block before it."""
@@ -114,6 +100,10 @@ class Away:
             and (own.dtype, own.size(), own.stride()) == (x.dtype, x.size(), x.stride())
             and self.version == x._version
         )
+
+    def there(self) -> Tensor:
+        """Its memory of the host as a tensor that lies as the one did that it stands for."""
+        return self.host.memory[: self.nbytes].view(self.dtype).as_strided(self.size, self.stride)
 
     def check(self) -> None:
         """Raises `RuntimeError` if the tensor is not what it was."""
@@ -159,7 +149,7 @@ class Depot:
                     return known
         away = Away(x, self._find_host(x), self.last)
         weakref.finalize(away, self.returned.append, away.host)
-        target = away.host.like(away)
+        target = away.there()
         if x.is_cuda:
             out, _ = self._ways(x.device)
             out.wait_stream(torch.cuda.current_stream(x.device))
@@ -196,7 +186,7 @@ class Depot:
         """Let `away` be on its way back."""
         if away.back is not None or away.here is not None:
             return
-        source = away.host.like(away)
+        source = away.there()
         away.back = torch.empty_strided(away.size, away.stride, dtype=source.dtype, device=away.device)
         if away.written is None:
             away.back.copy_(source)
@@ -231,7 +221,8 @@ class Depot:
         if host is None:
             while self.free and self.held + x.nbytes > SLACK * self.most:
                 self._drop(self._take(next(iter(self.free))))
-            host = _make_host(x)
+            remedy = "offload fewer blocks, or have them keep less"
+            host = make_host(x.nbytes, pin=x.is_cuda, what="activations", remedy=remedy)
             self.held += host.memory.nbytes
         return host
 
@@ -251,27 +242,6 @@ class Depot:
         if self.ways is None:
             self.ways = torch.cuda.Stream(device), torch.cuda.Stream(device)
         return self.ways  # pyright: ignore[reportReturnType]
-
-
-def _make_host(x: Tensor) -> Host:
-    """Memory of the host for `x`, pinned if it is to come from a GPU and go back there.
-
-    Pages of its own are pinned. Torch pins powers of two, up to twice as much.
-    """
-    if not x.is_cuda:
-        return Host(torch.empty(x.nbytes, dtype=torch.uint8))
-    pages = mmap.mmap(-1, x.nbytes)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
-    cuda: Any = torch.cuda.cudart()
-    error = cuda.cudaHostRegister(memory.data_ptr(), x.nbytes, 0)
-    if int(error):
-        raise MemoryError(
-            f"the host cannot pin {x.nbytes / 1e9:.2f} GB more for activations ({error}): offload fewer blocks, or "
-            "have them keep less."
-        )
-    host = Host(memory)
-    weakref.finalize(host, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False
-    return host
 
 
 def _is_worth(x: Tensor, smallest: int) -> bool:

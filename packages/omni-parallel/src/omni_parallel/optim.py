@@ -6,7 +6,7 @@ returns the next record, so a state that was passed on must not be used again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from omni_parallel.adamw import AdamW
 from omni_parallel.casts import drop_cast_
+from omni_parallel.ferry import Ferry
 from omni_parallel.fsdp import reshard
 from omni_parallel.schedules import Schedule
 
@@ -32,9 +33,18 @@ class AdamWConfig:
     """Decay of matrices; vectors (norms, biases) do not decay."""
     max_norm: float = 1.0
     """Largest global gradient norm; inf turns clipping off."""
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of both moments. bfloat16: 4 bytes a parameter less; what changes them is computed in float32, and rounded up or
+    down by dice, so that it is right on average. Dice depend on step and place alone: a run that goes on throws them as
+    if it had never stopped."""
+    offload: bool = False
+    """Hold both moments in pinned memory of the host, from where they come in pieces when parameters are updated. The
+    device has 8 bytes a parameter more, or 4 if they are bfloat16, and an update takes as long as its link to the host
+    needs for them."""
 
 
 OptimConfig = AdamWConfig
+_DTYPES: Final = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ def check_optim(config: OptimConfig) -> None:
         (config.eps > 0, f"eps={config.eps}: must be positive."),
         (config.weight_decay >= 0, f"weight_decay={config.weight_decay}: must be at least 0."),
         (config.max_norm > 0, f"max_norm={config.max_norm}: must be positive; inf turns clipping off."),
+        (config.state_dtype in _DTYPES, f"state_dtype={config.state_dtype}: must be {' or '.join(_DTYPES)}."),
     ]
     if problems := [message for holds, message in rules if not holds]:
         raise ValueError("these optimizer settings cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -75,14 +86,25 @@ def group_params(params: Iterable[nn.Parameter], weight_decay: float) -> list[di
 def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     """The state before the first step. Donates `model`: shard it first, since moments lie where its parameters lie.
 
-    Moments exist from the start (zeros, in the dtype of the parameter), so that a checkpoint has a place to land.
+    Moments exist from the start, zeros, so that a checkpoint has a place to land. They have the dtype of the parameter,
+    if they are not to be narrower.
 
     Raises:
-        ValueError: if a setting is out of its range, all at once.
+        ValueError: if a setting is out of its range, all at once; or if a parameter that is trained is not wider than
+            moments are to be.
+        MemoryError: if the host has not enough memory to pin for moments.
     """
     check_optim(config)
     groups = group_params(model.parameters(), config.weight_decay)
-    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    dtype = None if config.state_dtype == "float32" else torch.bfloat16
+    narrow = [name for name, param in model.named_parameters() if param.requires_grad and param.dtype != torch.float32]
+    if dtype and narrow:
+        raise ValueError(
+            f"state_dtype={config.state_dtype} rounds moments of float32 parameters; {narrow[0]} and "
+            f"{len(narrow) - 1} others are of another dtype: leave it at float32, which leaves moments as wide as they."
+        )
+    how = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    optimizer = AdamW(groups, **how, state_dtype=dtype, ferry=Ferry() if config.offload else None)
     return TrainState(step=0, model=model, optimizer=optimizer)
 
 
@@ -112,9 +134,11 @@ def state_tree(state: TrainState) -> dict[str, Any]:
     """`state` as nested dicts of tensors and one int: what a checkpoint holds. Shares memory with `state`.
 
     `{"step": int, "model": {name: tensor}, "optimizer": {"exp_avg": {name: tensor}, ...}}`. A tied parameter appears
-    once, under its first name; persistent buffers are in "model".
+    once, under its first name; persistent buffers are in "model". Moments are where they are held, and as narrow; it is
+    waited for those that are on their way to memory of the host.
     """
     reshard(state.model)  # An evaluation may have left parameters gathered.
+    state.optimizer.settle()
     names = {param: name for name, param in state.model.named_parameters()}
     for param in names:
         drop_cast_(param)  # Whoever gets the tree may write into it.
@@ -138,7 +162,8 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore_state(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
     """The state that `tree` describes, in the memory of `state`. Donates `state`.
 
-    A tree that was filled in place (it shares its tensors with `state`) costs nothing; others are copied in.
+    A tree that was filled in place (it shares its tensors with `state`) costs nothing; others are copied in, in the
+    dtype of `state`.
 
     Raises:
         ValueError: if a name of `state` is not in `tree`, all of them listed.
