@@ -22,7 +22,7 @@ from watch import what_next
 from omni_data import Packing, read_tokenizer
 from omni_mesh import MeshConfig
 from omni_models import BalanceConfig, build_model, read_config
-from omni_parallel import RecomputeConfig
+from omni_parallel import AdamWConfig, RecomputeConfig
 
 PRETRAIN = Path(__file__).parent.parent / "apps" / "pretrain.py"
 
@@ -131,6 +131,7 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"keep": 0}, 1, "--keep 0 must be at least 1"),
         ({"steps": 0}, 1, "--steps 0 must be at least 1"),
         ({"recompute": RecomputeConfig(-2)}, 1, "recompute every=-2"),
+        ({"optim": AdamWConfig(offload=True)}, 1, "--optim.offload: on a CPU moments are in memory of the host"),
         ({"weights": "nowhere"}, 1, "no directory 'nowhere'"),
     ],
 )
@@ -146,6 +147,12 @@ ODD = {
     "weight_decay": ("inf", "nan", "-0.1"),
     "max_norm": ("nan", "0", "-inf"),
 }
+
+
+def test_narrow_moments_are_told_and_need_less_room(tmp_path: Path) -> None:
+    config = replace(SMALL, out=tmp_path / "run")
+    assert "moments" not in decide(config, 1).told()
+    assert "; moments in bfloat16" in decide(replace(config, optim=AdamWConfig(state_dtype="bfloat16")), 1).told()
 
 
 def test_no_number_that_is_not_finite_or_out_of_range_is_accepted_and_each_is_told_by_its_flag() -> None:

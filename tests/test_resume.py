@@ -223,6 +223,39 @@ def test_settings_are_those_of_the_command_line_and_moments_those_of_the_checkpo
         assert [row["lr"] for row in rows[3:]] == [decide(asked, 1).schedule(step) for step in (3, 4, 5)]
 
 
+def test_moments_in_bfloat16_are_saved_so_and_go_on_to_the_bit(run: Run, tmp_path: Path) -> None:
+    config = replace(SMALL, mesh=MeshConfig(shard=2), optim=AdamWConfig(state_dtype="bfloat16"), out=tmp_path / "run")
+    first = run(train, 2, replace(config, **HALF))[0]
+    kept = stored(step_dir(config.out, 5), prefix="state.optimizer")
+    assert {spec.dtype for name, spec in kept.items() if name.startswith("exp_avg")} == {torch.bfloat16}
+    both = run(train, 2, config)[0]
+    whole = run(train, 2, replace(config, out=tmp_path / "whole"))[0]
+    assert (numbers(first), numbers(both)) == (numbers(whole)[:5], numbers(whole))
+    wide = run(train, 2, replace(config, optim=AdamWConfig(), out=tmp_path / "wide"))[0]
+    assert numbers(wide) != numbers(whole)
+    for mine, theirs in zip(whole, wide, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_run_may_go_on_with_moments_of_another_width_which_is_told(
+    run: Run, tmp_path: Path, before: Any, after: Any
+) -> None:
+    config = replace(SMALL, steps=6, optim=AdamWConfig(state_dtype=before), out=tmp_path / "run")
+    first = run(train, 1, replace(config, stop_after=3))[0]
+    asked = replace(config, optim=AdamWConfig(state_dtype=after))
+    about = read_plain(step_dir(config.out, 3))["about"]
+    told = changed_settings(about, asked, settle(asked, decide(asked, 1)))
+    assert told == [f"--optim.state-dtype {before} -> {after}"]
+    rows = run(train, 1, asked)[0]
+    assert numbers(rows)[:3] == numbers(first)
+    whole = run(train, 1, replace(config, out=tmp_path / "whole"))[0]
+    assert rows[3]["loss"] == whole[3]["loss"], "parameters are those of the checkpoint"
+    assert rows[5]["loss"] == pytest.approx(whole[5]["loss"], rel=1e-3), "and so are moments, nearly"
+    kept = stored(step_dir(config.out, 6), prefix="state.optimizer")
+    assert {str(spec.dtype) for name, spec in kept.items() if name.startswith("exp_avg")} == {f"torch.{after}"}
+
+
 def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
     about = {"config": plain_values(asdict(SMALL))}
     asked = replace(

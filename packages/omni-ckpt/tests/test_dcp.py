@@ -127,6 +127,24 @@ def test_a_strict_load_tells_every_problem_at_once_and_touches_nothing(tmp_path)
     assert not any(tensor.any() for tensor in here.values())
 
 
+def test_floats_of_another_width_are_taken_where_they_are_to_be_cast(tmp_path):
+    wide = torch.tensor([1.0, 3.14159, -1e-3])
+    saved = {"moments": {"a": wide, "b": wide.bfloat16(), "n": torch.arange(3)}, "moments_not": wide, "model": wide}
+    path = save_dcp(saved, tmp_path / "one")
+    here = zeros(saved["moments"]) | {"a": torch.zeros(3).bfloat16(), "b": torch.zeros(3)}
+    tree = {"moments": here, "moments_not": torch.zeros(3), "model": torch.zeros(3)}
+    loaded = load_dcp(tree, path, casts=("moments",))
+    assert torch.equal(loaded["moments"]["a"], wide.bfloat16())
+    assert torch.equal(loaded["moments"]["b"], wide.bfloat16().float())
+    for other in ({"moments_not": torch.zeros(3).half()}, {"model": torch.zeros(3).double()}):
+        with pytest.raises(ValueError, match=rf"which would be cast \(1\): {next(iter(other))} torch.float32 is"):
+            load_dcp(tree | other, path, casts=("moments",))
+    with pytest.raises(ValueError, match=r"which would be cast \(1\): moments.n torch.int64 is torch.float32"):
+        load_dcp(tree | {"moments": here | {"n": torch.zeros(3)}}, path, casts=("moments",))
+    with pytest.raises(ValueError, match=r"which would be cast \(2\): moments.a"):
+        load_dcp(tree, path)
+
+
 def test_a_lenient_load_takes_what_fits_and_leaves_the_rest(tmp_path):
     saved = {"same": torch.ones(2), "more": torch.ones(1), "bent": torch.ones(2), "cast": torch.ones(2), "was": 1}
     path = save_dcp(saved | {"step": 1, "old": 1}, tmp_path / "one")
