@@ -121,10 +121,10 @@ def test_moments_in_bf16_are_those_of_fp32_rounded_by_their_dice(tmp_path: Path)
         {"steps": torch.tensor(123457.0), "param": 300, "shard": 7},
         {"steps": torch.tensor(2.0**24 - 1), "param": 16, "shard": 1, "start": (1 << 34) + 4096},
     ]
-    scales = (None, 0.3, float("nan"))
+    kinds = [(torch.float32, None), (torch.bfloat16, 0.3), (torch.bfloat16, 0.3), (torch.bfloat16, float("nan"))]
     cases = [
-        narrow(draw(dtype, scale, 0.9, 0.999, 2.0)) | {"throw": place}
-        for dtype, scale, place in zip((torch.float32, torch.bfloat16, torch.bfloat16), scales, places, strict=True)
+        narrow(draw(*kind, 0.9, 0.999, 2.0)) | {"throw": place}
+        for kind, place in zip(kinds, [*places, places[0]], strict=True)
     ]
     found_of_all = interpret(Path(__file__).parent / "adamw_main.py", [*cases, *map(widen, cases)], tmp_path)
     for case, found, wide in zip(cases, found_of_all, found_of_all[len(cases) :], strict=False):
@@ -201,6 +201,28 @@ def test_a_moment_that_the_nearest_would_freeze_moves_on_average(device: str) ->
         # Each step rounds with a deviation of at most half of 2**-8, independent of the others.
         sigma = 0.5 * 2**-8 * (steps / n) ** 0.5
         assert abs(found.double().mean().item() - moved**steps) < 5 * sigma, key
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_each_parameter_and_step_throws_for_itself(device: str) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    params = [nn.Parameter(torch.zeros(1 << 12, device=device)) for _ in range(3)]
+    optimizer = AdamW(params, **SETTINGS, state_dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+    for _ in range(2):
+        for param in params[:2]:
+            param.grad = torch.full_like(param, 0.1)
+            optimizer.state[param]["exp_avg"].zero_()
+        params[2].grad = None
+        optimizer.step()
+        seen += [optimizer.state[param]["exp_avg"].clone() for param in params[:2]]
+    ups = [x > x.min() for x in seen]
+    # Two that have nothing to do with each other are alike as often as chance has it.
+    shares = [(one == other).double().mean().item() for i, one in enumerate(ups) for other in ups[:i]]
+    even = [up.double().mean().item() for up in ups]
+    chance = [a * b + (1 - a) * (1 - b) for i, a in enumerate(even) for b in even[:i]]
+    assert all(abs(share - by) < 5 * 0.5 / (1 << 6) for share, by in zip(shares, chance, strict=True))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
