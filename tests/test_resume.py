@@ -260,8 +260,9 @@ def test_every_setting_that_is_not_that_of_the_checkpoint_is_told() -> None:
     about = {"config": plain_values(asdict(SMALL))}
     asked = replace(
         SMALL,
-        **{"optim": AdamWConfig(lr=5e-4, betas=(0.8, 0.95)), "steps": 20, "warmup": 3, "dtype": "bfloat16"},
-        **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7, "tile_mlp": 50},
+        **{"optim": AdamWConfig(lr=5e-4, betas=(0.8, 0.95), offload=True), "steps": 20, "warmup": 3},
+        **{"dtype": "bfloat16", "tile_mlp": 50, "timeout_s": 3.0},
+        **{"balance": BalanceConfig(rate=0.1), "out": Path("elsewhere"), "save_every": 7},
         mesh=MeshConfig(shard=2),
     )
     assert changed_settings(about, asked, {"warmup": 3, "dtype": "bfloat16"}) == [

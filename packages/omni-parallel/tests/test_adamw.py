@@ -204,6 +204,27 @@ def test_a_moment_that_the_nearest_would_freeze_moves_on_average(device: str) ->
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_step_rounds_what_moments_in_fp32_would_be(device: str) -> None:
+    if device == "cuda" and not CUDA:
+        pytest.skip("needs a CUDA device")
+    after: list[tuple[list[nn.Parameter], AdamW]] = []
+    for state_dtype in (None, torch.bfloat16):
+        random = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.randn(size, generator=random).to(device)) for size in SIZES]
+        optimizer = AdamW(params, **SETTINGS, state_dtype=state_dtype)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=random).to(device)
+        optimizer.step()
+        after.append((params, optimizer))
+    (wide, ours), (narrow, theirs) = after
+    for number, (param, other) in enumerate(zip(wide, narrow, strict=True)):
+        assert torch.equal(param, other)
+        own, found = ours.state[param], theirs.state[other]
+        expected = round_moments(own["exp_avg"], own["exp_avg_sq"], Throw(own["step"], number, 0))
+        assert torch.equal(found["exp_avg"], expected[0]) and torch.equal(found["exp_avg_sq"], expected[1])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_each_parameter_and_step_throws_for_itself(device: str) -> None:
     if device == "cuda" and not CUDA:
         pytest.skip("needs a CUDA device")
@@ -281,9 +302,10 @@ def test_a_kept_cast_is_the_parameter_after_the_step(device: str) -> None:
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16], ids=str)
-def test_on_a_gpu_the_host_never_waits_for_an_update(grads: torch.dtype) -> None:
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
+def test_on_a_gpu_the_host_never_waits_for_an_update(grads: torch.dtype, state_dtype: torch.dtype | None) -> None:
     params = [nn.Parameter(torch.randn(size, device="cuda")) for size in SIZES]
-    optimizer, scale = AdamW(params, **SETTINGS), torch.tensor(0.5, device="cuda")
+    optimizer, scale = AdamW(params, **SETTINGS, state_dtype=state_dtype), torch.tensor(0.5, device="cuda")
     for mode in ("default", "error"):  # The first step makes the moments.
         for param in params:
             param.grad_dtype = None

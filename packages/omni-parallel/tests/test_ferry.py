@@ -13,7 +13,9 @@ from toy import gradients, make_batch, make_toy, plan_toy
 from omni_mesh.mesh import Mesh
 from omni_parallel import AdamWConfig, constant, init_state, restore_state, shard_fsdp, state_tree, update
 from omni_parallel.adamw import AdamW, Held, cut
+from omni_parallel.casts import kept_cast
 from omni_parallel.ferry import MOST, SMALLEST, Ferry
+from omni_parallel.host import make_host
 from omni_parallel.local import local
 from omni_parallel.optim import TrainState, group_params
 from omni_parallel.rounding import Throw
@@ -105,6 +107,11 @@ def test_kernels_do_the_same_to_moments_that_come_in_pieces_in_tritons_interpret
         assert all(torch.equal(one, other) for one, other in zip(here, away, strict=True))
 
 
+def test_what_the_host_has_not_is_told_with_the_remedy() -> None:
+    with pytest.raises(MemoryError, match=r"the host has not 1152921504.61 GB more for moments \(.*\): have fewer."):
+        make_host(1 << 60, pin=True, what="moments", remedy="have fewer")
+
+
 def test_small_tensors_stay() -> None:
     ferry = Ferry()
     small, large = nn.Parameter(torch.zeros(SMALLEST // 4 - 1)), nn.Parameter(torch.zeros(SMALLEST // 4))
@@ -148,6 +155,9 @@ def test_on_a_gpu_numbers_survive_the_streams(dtype: torch.dtype | None, most: i
     assert all(x.is_cuda or x.is_pinned() for x in moments(away))
     for _ in range(3):
         away, stays = learn(away, 2, scale), learn(stays, 2, scale)
+        for param in away.model.parameters():
+            cast = kept_cast(param)
+            assert cast is not None and torch.equal(cast, param.bfloat16())
         # A tree waits for what is on its way.
         assert_same(away, stays)
     restored = make_state(make_wide(*sizes), dtype, Ferry(smallest=1024, most=most))
