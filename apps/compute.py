@@ -64,8 +64,6 @@ def choose_compute(
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
     problems += balance_problems(model, config.balance)
-    if config.optim.offload and device == "cpu":
-        problems.append("--optim.offload: on a CPU moments are in memory of the host already. Leave it out.")
     if config.linear == "fp8":
         capability = torch.cuda.get_device_capability() if device == "cuda" else None
         problems += fp8_problems(device, capability, model, ParallelPlan(facts.blocks))

@@ -18,13 +18,13 @@ from order import find_other_orders, fix_order, name_positions, tell_joining
 from places import find_checkpoint, flag_of_root, open_places
 from preflight import attempt, refuse
 from request import Config
-from room import check_room, make_room_for_files
+from room import check_room, make_room_for_files, offload_problems
 from transformers.configuration_utils import PreTrainedConfig
 
 from omni_ckpt import mismatches, read_plain, stored
 from omni_data import Cursor, cursor_from_json
 from omni_data.mix import mix_problems
-from omni_mesh import planned_ranks, resolve_mesh
+from omni_mesh import MeshSpec, planned_ranks, resolve_mesh
 from omni_models import (
     PRESETS,
     asked_loss,
@@ -87,7 +87,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
     compute = None
     if model and facts:
         compute, wrong = choose_compute(config, model, device, dtype, ep=spec.ep if spec else 1)
-        problems += wrong
+        problems += wrong + offload_problems(config.optim, model, spec or MeshSpec(), device)
     if facts and tokenizer and tokenizer.vocab_size > facts.vocab_size:
         problems.append(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.model} has embeddings for "

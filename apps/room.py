@@ -9,10 +9,12 @@ from typing import Final
 
 import torch
 from disk import free_bytes, size_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni_ckpt import Retention, is_there, newest_whole, step_of, to_prune
 from omni_data import Part
+from omni_mesh import MeshSpec
+from omni_parallel import AdamWConfig
 
 
 def check_room(
@@ -48,6 +50,43 @@ def will_go(root: Path, keep: Retention) -> list[Path]:
     if newest is None or keep.best or is_there(newest / "PINNED") or (keep.every and step_of(newest) % keep.every == 0):
         return going
     return [*going, newest]
+
+
+def offload_problems(
+    optim: AdamWConfig,
+    model: nn.Module,
+    spec: MeshSpec,
+    device: str,
+    *,
+    free: int | None = None,
+    gpus: int | None = None,
+) -> list[str]:
+    """Why moments cannot be held in memory of the host, if they are to be, in words. Effect: asks the system.
+
+    What is pinned is taken at once, and a machine that has not as much ends processes instead of telling.
+
+    Args:
+        optim: what was asked for.
+        model: what is trained, also on meta.
+        spec: of the ranks that share it.
+        device: the type that computes.
+        free: bytes of memory of this machine; None to ask.
+        gpus: of this machine; None to ask.
+    """
+    if not optim.offload:
+        return []
+    if device == "cpu":
+        return ["--optim.offload: on a CPU moments are in memory of the host already. Leave it out."]
+    numbers = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    each = 2 * getattr(torch, optim.state_dtype).itemsize * numbers // spec.fsdp
+    ranks = min(spec.world, torch.cuda.device_count() if gpus is None else gpus)
+    free = free_memory() if free is None else free
+    if each * ranks <= free:
+        return []
+    return [
+        f"--optim.offload pins {size_of(each)} for each of {ranks} ranks of this machine, which has {size_of(free)} "
+        "free: share parameters among more ranks, set --optim.state-dtype bfloat16, or leave it out."
+    ]
 
 
 def make_room_for_files(parts: Sequence[Part], shards: int) -> None:

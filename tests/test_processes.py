@@ -138,6 +138,8 @@ def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path) -> No
         ValueError, match=r"has [\d,.]+ [GT]B free, and checkpoints will take 36,000\.0 TB: 12,000\.0 TB each"
     ):
         check_room(tmp_path, huge, Retention(2), "--out")
+    with pytest.raises(ValueError, match=r"will take 24,000\.0 TB: 8,000\.0 TB each"):
+        check_room(tmp_path, huge, Retention(2), "--out", moments=torch.bfloat16)
     check_room(tmp_path, {"w": torch.empty(10)}, Retention(2), "--out")
 
 

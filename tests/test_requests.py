@@ -12,15 +12,18 @@ import infer
 import pytest
 import tyro
 from decide import cut_rows, decide
+from disk import size_of
 from limits import LIMITS, check_numbers, flat_values
 from preflight import check_restarts
 from ranks import Run
 from request import Config, MixConfig
+from room import offload_problems
+from torch import nn
 from training import SMALL, train, write_family
 from watch import what_next
 
 from omni_data import Packing, read_tokenizer
-from omni_mesh import MeshConfig
+from omni_mesh import MeshConfig, MeshSpec
 from omni_models import BalanceConfig, build_model, read_config
 from omni_parallel import AdamWConfig, RecomputeConfig
 
@@ -149,7 +152,19 @@ ODD = {
 }
 
 
-def test_narrow_moments_are_told_and_need_less_room(tmp_path: Path) -> None:
+def test_moments_that_this_machine_cannot_hold_are_refused() -> None:
+    model, asked = nn.Linear(1000, 999), AdamWConfig(offload=True)
+    model.bias.requires_grad_(False)
+    narrow = replace(asked, state_dtype="bfloat16")
+    kinds = ((asked, MeshSpec(replicate=8), 7_992_000, 4), (narrow, MeshSpec(shard=3), 1_332_000, 3))
+    for optim, spec, each, ranks in kinds:
+        assert offload_problems(optim, model, spec, "cuda", free=ranks * each, gpus=4) == []
+        (told,) = offload_problems(optim, model, spec, "cuda", free=ranks * each - 1, gpus=4)
+        assert told.startswith(f"--optim.offload pins {size_of(each)} for each of {ranks} ranks of this machine, which")
+    assert offload_problems(AdamWConfig(), model, MeshSpec(), "cuda", free=0, gpus=8) == []
+
+
+def test_narrow_moments_are_told(tmp_path: Path) -> None:
     config = replace(SMALL, out=tmp_path / "run")
     assert "moments" not in decide(config, 1).told()
     assert "; moments in bfloat16" in decide(replace(config, optim=AdamWConfig(state_dtype="bfloat16")), 1).told()
