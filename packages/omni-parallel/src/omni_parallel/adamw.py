@@ -85,7 +85,10 @@ class AdamW(torch.optim.AdamW):
                 update_by_kernel_([each for each in held if _is_fused(each, ferry)], group, scale, ferry)
                 if others := [each for each in held if not _is_fused(each, ferry)]:
                     ferry.wait()  # Torch reads what is in memory of the host as it is.
-                    update_by_torch_(others, group, scale)
+                    ready = [each for each in others if each.is_ready]
+                    # The rest one by one: what torch reads of them are copies.
+                    for some in (ready, *([each] for each in others if not each.is_ready)):
+                        update_by_torch_(some, group, scale)
         return loss
 
     def settle(self) -> None:
@@ -106,6 +109,12 @@ class Held:
     """The count of its steps, and what else moments in bf16 are rounded by."""
     cast: Tensor | None
     """What becomes a cast of the parameter."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether moments are as wide as the parameter, and where it is."""
+        own = self.param
+        return all((x.dtype, x.device) == (own.dtype, own.device) for x in (self.first, self.second))
 
 
 def cut(own: Held, most: int) -> Iterator[Held]:
