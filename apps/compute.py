@@ -61,6 +61,11 @@ def choose_compute(
             "recompute keep=attention keeps what attention kernels give, and eager attention is no kernel: "
             "choose another --attention, or keep matmuls or nothing."
         )
+    if config.recompute.keep != "nothing" and attention == "flex":
+        problems.append(
+            f"recompute keep={config.recompute.keep} knows kernels by name, and that of flex attention, which is "
+            "compiled, has none: choose another --attention, or keep nothing."
+        )
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
     problems += balance_problems(model, config.balance)

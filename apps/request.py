@@ -92,7 +92,7 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of compute; the master weights and gradients are float32, moments as --optim.state-dtype says. auto: bfloat16 on
     GPUs, float32 on CPUs."""
-    attention: Literal["auto", "eager", "sdpa", "varlen", "fa4"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "cudnn", "flex", "varlen", "fa4"] = "auto"
     """Attention backend. auto: the fastest that is exact for this model on this device."""
     experts: Literal["auto", "grouped", "eager"] = "auto"
     """How experts are computed: by grouped matrix products over rows sorted by expert, or by the model's own loop over

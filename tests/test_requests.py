@@ -124,6 +124,12 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"seq_len": 1}, 1, "--seq-len 1 must be at least 2"),
         ({"stop_after": 0}, 1, "--stop-after 0 must be at least 1"),
         ({"attention": "varlen", "dtype": "float32"}, 1, "varlen attention needs bf16 or fp16 on CUDA"),
+        ({"attention": "cudnn", "dtype": "float32"}, 1, "cudnn attention needs bf16 or fp16 on a GPU"),
+        (
+            {"attention": "flex", "recompute": RecomputeConfig(every=1, keep="attention")},
+            1,
+            "recompute keep=attention knows kernels by name, and that of flex attention, which is compiled, has none",
+        ),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
         ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),
         ({"save_to": "file:///proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),

@@ -13,6 +13,9 @@ from omni_models.fa4 import fa4_problems, find_capability, has_fa4
 LENGTHS = [[9, 1, 13, 1], [2, 20, 2]]
 """Documents of two rows of 24 tokens."""
 ONLY_EAGER = {"gemma2", "gpt_oss"}
+"""Of softcap and sinks only eager, flex and fa4 know."""
+WINDOWS = {"mistral", "gemma3"}
+"""Of these windows cuDNN knows nothing."""
 FA4 = has_fa4() and not fa4_problems(torch.bfloat16, find_capability("cuda"), (64, 64))
 """Whether this machine has FlashAttention-4 and a GPU for it."""
 
@@ -28,7 +31,7 @@ def documents(ids_BS: Tensor) -> list[Tensor]:
     return [piece[None] for row, sizes in zip(ids_BS, LENGTHS, strict=True) for piece in row.split(sizes)]
 
 
-@pytest.mark.parametrize("attend", ["eager", "sdpa"])
+@pytest.mark.parametrize("attend", ["eager", "sdpa", "flex"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_rows_equal_separate_documents_of_plain_transformers(family: str, attend: str, device: str) -> None:
     if attend == "sdpa" and family in ONLY_EAGER:
@@ -62,7 +65,9 @@ def test_packed_rows_equal_separate_documents_of_plain_transformers(family: str,
     ("attend", "family"),
     [
         *(("varlen", family) for family in sorted(set(FAMILIES) - ONLY_EAGER)),
+        *(("flex", family) for family in sorted(FAMILIES)),
         # The tiny deepseek_v3 has values of a dim that is no multiple of 8.
+        *(("cudnn", family) for family in sorted(set(FAMILIES) - ONLY_EAGER - WINDOWS - {"deepseek_v3"})),
         *(("fa4", family) for family in sorted(set(FAMILIES) - {"deepseek_v3"})),
     ],
 )
@@ -161,9 +166,10 @@ def test_two_models_keep_their_own_attention() -> None:
 
 
 @pytest.mark.parametrize(("family", "asked"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
-def test_a_backend_refuses_by_name_what_it_lacks(family: str, asked: str) -> None:
-    model = use_attention(build_model(make_config(family)), "sdpa")
-    with pytest.raises(ValueError, match=f"sdpa attention has no {asked}, which this model asks for: use eager"):
+@pytest.mark.parametrize("attend", ["sdpa", "cudnn", "varlen"])
+def test_a_backend_refuses_by_name_what_it_lacks(family: str, asked: str, attend: str) -> None:
+    model = use_attention(build_model(make_config(family)), attend)
+    with pytest.raises(ValueError, match=f"{attend} attention has no {asked}, which this model asks for: use eager"):
         model(input_ids=make_rows()[0], use_cache=False)
 
 
@@ -192,7 +198,9 @@ def test_a_cache_is_refused() -> None:
 
 def test_an_unknown_backend_and_a_missing_one_are_refused() -> None:
     model = build_model(make_config("llama"))
-    with pytest.raises(ValueError, match="there is no attention 'flash'; there are eager, sdpa, varlen, fa4"):
+    with pytest.raises(
+        ValueError, match="there is no attention 'flash'; there are eager, sdpa, cudnn, flex, varlen, fa4"
+    ):
         use_attention(model, "flash")
     with pytest.raises(ValueError, match="apply use_attention to this LlamaForCausalLM"):
         map_attention(model, lambda attend: attend)
@@ -216,10 +224,13 @@ def test_the_fastest_exact_backend_is_chosen(family: str, device: str, dtype: to
     assert not attention_problems(model, chosen, device, dtype)
 
 
-def test_dropout_of_weights_is_not_for_varlen() -> None:
+@pytest.mark.parametrize("attend", ["varlen", "cudnn", "flex"])
+def test_dropout_of_weights_is_for_sdpa_alone(attend: str) -> None:
     model = build_model(make_config("llama", attention_dropout=0.1), device="meta")
     assert choose_attention(model, "cuda", torch.bfloat16) == "sdpa"
-    assert "has no dropout" in attention_problems(model, "varlen", "cuda", torch.bfloat16)[0]
+    assert f"{attend} attention has no dropout" in attention_problems(model, attend, "cuda", torch.bfloat16)[0]
+    with pytest.raises(ValueError, match=f"{attend} attention has no dropout"):
+        use_attention(build_model(make_config("llama", attention_dropout=0.1)), attend)(input_ids=make_rows()[0])
 
 
 def test_what_a_layer_hands_over_and_nobody_reads_is_refused() -> None:

@@ -12,7 +12,6 @@ Dimensions: B rows, S tokens a row, N query heads, K key and value heads, D head
 
 import inspect
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -21,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
-from omni_models.documents import find_documents, refuse_unknown, same_document
+from omni_models.documents import causal_of, find_documents, reach, refuse_lacking, refuse_unknown, same_document
 from omni_models.fa4 import fa4_forward, fa4_problems, find_capability, round_dim
+from omni_models.flex import flex
+from omni_models.sdpa import cudnn, repeat_heads, sdpa
 
 AttentionFn = Callable[..., tuple[Tensor, Tensor | None]]
 """(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts) -> (out_BSND, weights or None)."""
@@ -64,12 +65,12 @@ def eager(
     """
     refuse_unknown(module, mask, facts)
     _, N, S, D = q_BNSD.shape
-    k_BNSD, v_BNSD = (_repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
+    k_BNSD, v_BNSD = (repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
     scores = q_BNSD @ k_BNSD.transpose(-1, -2) * (D**-0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     cu_seqlens, _ = find_documents(q_BNSD, k_BKSD, facts)
-    allowed_BSS = same_document(cu_seqlens, q_BNSD) & _reach(S, _causal(module, is_causal), sliding_window, q_BNSD)
+    allowed_BSS = same_document(cu_seqlens, q_BNSD) & reach(S, causal_of(module, is_causal), sliding_window, q_BNSD)
     scores = scores.masked_fill(~allowed_BSS[:, None], torch.finfo(scores.dtype).min)
     if s_aux is not None:
         sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
@@ -78,54 +79,6 @@ def eager(
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
     weights = F.dropout(weights.to(q_BNSD.dtype), dropout) if dropout else weights.to(q_BNSD.dtype)
     return (weights @ v_BNSD).transpose(1, 2).contiguous(), None
-
-
-def sdpa(
-    module: nn.Module,
-    q_BNSD: Tensor,
-    k_BKSD: Tensor,
-    v_BKSD: Tensor,
-    mask: Tensor | None = None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    is_causal: bool | None = None,
-    **facts: Any,
-) -> tuple[Tensor, None]:
-    """torch's scaled dot product attention, one call a document: any device, any dtype, memory linear in S.
-
-    Arguments as in `eager`. With many documents on a GPU "varlen" is the faster one.
-
-    Raises:
-        ValueError: for softcap and sinks, which torch's kernels lack.
-    """
-    refuse_unknown(module, mask, facts)
-    _refuse("sdpa", softcap=softcap, s_aux=s_aux)
-    N, S = q_BNSD.shape[1:3]
-    causal = _causal(module, is_causal)
-    cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
-    k_BNSD, v_BNSD = (_repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        size = q.shape[2]
-        windowed = sliding_window is not None and sliding_window < size
-        reach = _reach(size, causal, sliding_window, q) if windowed else None
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=reach, dropout_p=dropout, is_causal=causal and not windowed, scale=scaling
-        )
-
-    if longest == S and len(cu_seqlens) == len(q_BNSD) + 1:
-        return attend(q_BNSD, k_BNSD, v_BNSD).transpose(1, 2).contiguous(), None
-    bounds = cu_seqlens.tolist()
-    pieces = [
-        attend(*(x[start // S, :, start % S : start % S + stop - start][None] for x in (q_BNSD, k_BNSD, v_BNSD)))
-        for start, stop in pairwise(bounds)
-    ]
-    out_TND = torch.cat([piece[0].transpose(0, 1) for piece in pieces])
-    return out_TND.unflatten(0, (-1, S)), None
 
 
 def varlen(
@@ -151,7 +104,7 @@ def varlen(
         ValueError: for softcap, sinks and dropout, which the kernel lacks, and for another device or dtype.
     """
     refuse_unknown(module, mask, facts)
-    _refuse("varlen", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
+    refuse_lacking("varlen", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
     if not q_BNSD.is_cuda or q_BNSD.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"varlen attention needs bf16 or fp16 on CUDA, got {q_BNSD.dtype} on {q_BNSD.device}: use sdpa."
@@ -160,7 +113,7 @@ def varlen(
     cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
     v_BKSD = F.pad(v_BKSD, (0, D - Dv)) if Dv < D else v_BKSD
     q_TND, k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNSD, k_BKSD, v_BKSD))
-    causal = _causal(module, is_causal)
+    causal = causal_of(module, is_causal)
     reach = -1 if sliding_window is None else sliding_window - 1
     window = (reach, 0 if causal else reach)
     out_TND = varlen_attn(
@@ -193,7 +146,7 @@ def fa4(
         ValueError: for dropout, which the kernels lack, for another device, dtype or head dim, and if not installed.
     """
     refuse_unknown(module, mask, facts)
-    _refuse("fa4", dropout=dropout or None)
+    refuse_lacking("fa4", dropout=dropout or None)
     B, N, S, D = q_BNSD.shape
     K, Dv = v_BKSD.shape[1], v_BKSD.shape[3]
     # The backward kernel wants one dim for all three where keys are shared, and the tiles of the forward kernel are cut
@@ -208,7 +161,7 @@ def fa4(
     whole = longest == S and len(cu_seqlens) == B + 1
     if not whole:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    causal = _causal(module, is_causal)
+    causal = causal_of(module, is_causal)
     # A window as long as a row hides nothing, and the kernels without one are faster.
     reach = None if sliding_window is None or sliding_window >= S else sliding_window - 1
     out, _ = fa4_forward(
@@ -227,32 +180,10 @@ def fa4(
     return (out if whole else out.unflatten(0, (-1, S)))[..., :Dv], None
 
 
-ATTENTIONS: Mapping[str, AttentionFn] = MappingProxyType({"eager": eager, "sdpa": sdpa, "varlen": varlen, "fa4": fa4})
+ATTENTIONS: Mapping[str, AttentionFn] = MappingProxyType(
+    {"eager": eager, "sdpa": sdpa, "cudnn": cudnn, "flex": flex, "varlen": varlen, "fa4": fa4}
+)
 """The backends by name."""
 
 # Newer versions of torch want to be told that queries share keys; older ones see it from the shapes.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-
-
-def _reach(size: int, causal: bool, window: int | None, like: Tensor) -> Tensor:
-    """(size, size) bool: whether a query may see a key, by their distance alone."""
-    token = torch.arange(size, device=like.device)
-    distance = token[:, None] - token[None, :]
-    reach = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        reach = reach & (distance < window if causal else distance.abs() < window)
-    return reach
-
-
-def _causal(module: nn.Module, is_causal: bool | None) -> bool:
-    return bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-
-
-def _repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
-    repeats = num_heads // x_BKSD.shape[1]
-    return x_BKSD if repeats == 1 else x_BKSD.repeat_interleave(repeats, dim=1)
-
-
-def _refuse(backend: str, **unsupported: object) -> None:
-    if asked := [name for name, value in unsupported.items() if value is not None]:
-        raise ValueError(f"{backend} attention has no {' and no '.join(asked)}, which this model asks for: use eager.")

@@ -6,6 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from omni_models.fa4 import INSTALL, fa4_problems, find_capability, has_fa4
+from omni_models.flex import flex_problems
+from omni_models.sdpa import cudnn_problems
+from omni_models.support import has_window
 
 BACKENDS: Final = ("fa4", "varlen", "sdpa", "eager")
 """By name, the fastest first."""
@@ -39,8 +42,8 @@ def attention_problems(
     lacks = [
         what
         for what, asked in (
-            ("softcap", attend != "fa4" and getattr(text, "attn_logit_softcapping", None) is not None),
-            ("sinks", attend != "fa4" and any("sink" in name for name, _ in model.named_parameters())),
+            ("softcap", attend not in _EVERY and getattr(text, "attn_logit_softcapping", None) is not None),
+            ("sinks", attend not in _EVERY and any("sink" in name for name, _ in model.named_parameters())),
             ("dropout", attend != "sdpa" and any(getattr(text, name, None) for name in _DROPOUTS)),
         )
         if asked and attend != "eager"
@@ -54,6 +57,16 @@ def attention_problems(
         for head_dim in sorted({max(dims) for dims in _head_dims(model)}):
             if head_dim > 256 or head_dim % 8:
                 problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
+    if attend == "cudnn":
+        capability = find_capability(device_type)
+        found = [cudnn_problems(dtype, capability, dims) for dims in sorted(_head_dims(model))]
+        problems += dict.fromkeys(problem for several in found for problem in several)
+        if has_window(text):
+            problems.append(
+                f"cudnn attention has no windows, which {model.config.model_type} asks for: use varlen, or sdpa."
+            )
+    if attend == "flex":
+        problems += flex_problems(device_type)
     if attend == "fa4":
         if not has_fa4():
             problems.append(f"fa4 attention needs flash-attn-4, which is not installed: {INSTALL}.")
@@ -77,5 +90,7 @@ def _head_dims(model: PreTrainedModel) -> set[tuple[int, int]]:
     return {(dim, dim)}
 
 
+_EVERY = ("fa4", "flex")
+"""Backends, beside eager, that know softcap and sinks."""
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 """What configurations call the probability of dropping a weight of attention."""

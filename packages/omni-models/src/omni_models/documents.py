@@ -46,6 +46,16 @@ def same_document(cu_seqlens: Tensor, q_BNSD: Tensor) -> Tensor:
     return document_BS[:, :, None] == document_BS[:, None, :]
 
 
+def reach(size: int, causal: bool, window: int | None, like: Tensor) -> Tensor:
+    """(size, size) bool: whether a query may see a key, by their distance alone."""
+    token = torch.arange(size, device=like.device)
+    distance = token[:, None] - token[None, :]
+    reach = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        reach = reach & (distance < window if causal else distance.abs() < window)
+    return reach
+
+
 def refuse_unknown(module: nn.Module, mask: Tensor | None, facts: Mapping[str, Any]) -> None:
     """Raises `ValueError` for a mask, and for facts that no backend reads, which would be dropped in silence."""
     unknown = sorted(name for name, value in facts.items() if value is not None and name not in _KNOWN)
@@ -56,3 +66,14 @@ def refuse_unknown(module: nn.Module, mask: Tensor | None, facts: Mapping[str, A
             f"{type(module).__name__} hands {', '.join(unknown)} to its attention, which no backend here reads: "
             "this kind of attention is not built yet."
         )
+
+
+def refuse_lacking(backend: str, **unsupported: object) -> None:
+    """Raises `ValueError` for what is asked of `backend`, that is not None, and that it lacks."""
+    if asked := [name for name, value in unsupported.items() if value is not None]:
+        raise ValueError(f"{backend} attention has no {' and no '.join(asked)}, which this model asks for: use eager.")
+
+
+def causal_of(module: nn.Module, is_causal: bool | None) -> bool:
+    """Whether a query sees no later key: as is asked for, or else as the calling layer says."""
+    return bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal

@@ -60,7 +60,7 @@ def unsupported(model: PreTrainedModel) -> list[str]:
         (getattr(text, "use_bidirectional_attention", False), "its attention sees later tokens"),
         (chunk is not None, f"it cuts attention into chunks of {chunk} by a mask, which packed rows do not have"),
         (
-            _has_window(text) and attentions and not any(_passes_window(module) for module in attentions),
+            has_window(text) and attentions and not any(_passes_window(module) for module in attentions),
             "it keeps its sliding window in a mask, which packed rows do not have",
         ),
         (config.model_type in _BY_TYPE, _BY_TYPE.get(config.model_type, "")),
@@ -125,7 +125,7 @@ def _is_causal(module: nn.Module) -> bool:
     return bool(getattr(module, "is_causal", True))
 
 
-def _has_window(text: PreTrainedConfig) -> bool:
+def has_window(text: PreTrainedConfig) -> bool:
     """Whether some layer of this configuration sees a window only."""
     kinds = getattr(text, "layer_types", None)
     window = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)

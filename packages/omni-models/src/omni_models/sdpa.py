@@ -1,0 +1,144 @@
+"""torch's scaled dot product attention, one call a document: by the kernel that torch chooses, or by cuDNN's.
+
+Dimensions: B rows, S tokens a row, N query heads, K key and value heads, D head dim.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from omni_models.documents import causal_of, find_documents, reach, refuse_lacking, refuse_unknown
+from omni_models.fa4 import find_capability
+
+
+def sdpa(
+    module: nn.Module,
+    q_BNSD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **facts: Any,
+) -> tuple[Tensor, None]:
+    """torch's scaled dot product attention, one call a document: any device, any dtype, memory linear in S.
+
+    Arguments as in `omni_models.attention.eager`. With many documents on a GPU "varlen" is the faster one.
+
+    Raises:
+        ValueError: for softcap and sinks, which torch's kernels lack.
+    """
+    refuse_unknown(module, mask, facts)
+    refuse_lacking("sdpa", softcap=softcap, s_aux=s_aux)
+    N = q_BNSD.shape[1]
+    causal = causal_of(module, is_causal)
+    cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
+    k_BNSD, v_BNSD = (repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        size = q.shape[2]
+        windowed = sliding_window is not None and sliding_window < size
+        within = reach(size, causal, sliding_window, q) if windowed else None
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=within, dropout_p=dropout, is_causal=causal and not windowed, scale=scaling
+        )
+
+    return _by_document(attend, (q_BNSD, k_BNSD, v_BNSD), cu_seqlens, longest), None
+
+
+def cudnn(
+    module: nn.Module,
+    q_BNSD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **facts: Any,
+) -> tuple[Tensor, None]:
+    """cuDNN's attention, one call a document: CUDA, bf16 or fp16, D a multiple of 8 up to 128.
+
+    Arguments as in `omni_models.attention.eager`. cuDNN makes a plan for each new length, which takes time: it is for
+    rows that are one document each.
+
+    Raises:
+        ValueError: for softcap, sinks, dropout and windows that hide something, which it lacks, and for another device,
+            dtype or head dim.
+    """
+    refuse_unknown(module, mask, facts)
+    cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
+    refuse_lacking("cudnn", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
+    if sliding_window is not None and sliding_window < longest:
+        raise ValueError(
+            f"cudnn attention has no window, which would hide some of documents of {longest} tokens from others beyond "
+            f"{sliding_window}: use varlen, or sdpa."
+        )
+    dims = q_BNSD.shape[3], v_BKSD.shape[3]
+    if problems := cudnn_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), dims):
+        raise ValueError(" ".join(problems))
+    causal = causal_of(module, is_causal)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        size = q.shape[2]
+        # Of one key cuDNN makes no plan; twice the same key gives what it gives once.
+        q, k, v = (x.repeat_interleave(2, dim=2) if size == 1 else x for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True)[:, :, :size]
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _by_document(attend, (q_BNSD, k_BKSD, v_BKSD), cu_seqlens, longest), None
+
+
+def cudnn_problems(dtype: torch.dtype, capability: tuple[int, int] | None, dims: tuple[int, int]) -> list[str]:
+    """Why cuDNN cannot compute attention, in words; empty if it can. Pure.
+
+    Args:
+        dtype: of queries, keys and values.
+        capability: of the GPU; None for another device.
+        dims: of a head, of queries and of values. Wider ones than 128 some versions of cuDNN take on some GPUs.
+    """
+    if dtype not in (torch.bfloat16, torch.float16) or capability is None or capability < (8, 0):
+        device = "another device" if capability is None else f"one of {capability[0]}.{capability[1]}"
+        return [
+            f"cudnn attention needs bf16 or fp16 on a GPU of capability 8.0 or more, not {dtype} on {device}: use sdpa."
+        ]
+    odd = sorted({dim for dim in dims if dim > 128 or dim % 8})
+    return [f"cudnn attention needs heads of a multiple of 8 up to 128, not {dim}: use varlen, or sdpa." for dim in odd]
+
+
+def repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
+    """The same heads, each as often as queries share it."""
+    repeats = num_heads // x_BKSD.shape[1]
+    return x_BKSD if repeats == 1 else x_BKSD.repeat_interleave(repeats, dim=1)
+
+
+def _by_document(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    heads: tuple[Tensor, Tensor, Tensor],
+    cu_seqlens: Tensor,
+    longest: int,
+) -> Tensor:
+    """(B, S, N, D): what `attend` gives of queries, keys and values (B, heads, S, D), called for each document
+    alone, or once where each row is one."""
+    B, _, S, _ = heads[0].shape
+    if longest == S and len(cu_seqlens) == B + 1:
+        return attend(*heads).transpose(1, 2).contiguous()
+    pieces = [
+        attend(*(x[start // S, :, start % S : start % S + stop - start][None] for x in heads))
+        for start, stop in pairwise(cu_seqlens.tolist())
+    ]
+    return torch.cat([piece[0].transpose(0, 1) for piece in pieces]).unflatten(0, (-1, S))
