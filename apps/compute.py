@@ -63,12 +63,17 @@ def choose_compute(
         )
     if config.recompute.keep != "nothing" and attention == "flex":
         problems.append(
-            f"recompute keep={config.recompute.keep} knows kernels by name, and that of flex attention, which is "
-            "compiled, has none: choose another --attention, or keep nothing."
+            f"recompute keep={config.recompute.keep} watches each operator, and torch compiles nothing that is "
+            "watched, as flex attention has to be: choose another --attention, or keep nothing."
         )
     problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
     problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
     problems += balance_problems(model, config.balance)
+    if config.compile and config.linear == "fp8":
+        problems.append(
+            "compile with linear=fp8: layers that share an input know it by being the same tensor, which a compiler "
+            "does not see. Leave one of them out."
+        )
     if config.linear == "fp8":
         capability = torch.cuda.get_device_capability() if device == "cuda" else None
         problems += fp8_problems(device, capability, model, ParallelPlan(facts.blocks))

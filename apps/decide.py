@@ -76,6 +76,7 @@ def decide(config: Config, ranks: int | None = None, *, kind: Kind | None = None
             "offload": config.offload,
             "sp_chunks": config.sp_chunks,
             "tile": config.tile_mlp,
+            "compile": config.compile,
             "keep_gathered": choose_gathered(config, facts, spec, device, dtype),
         }
         plan = attempt(problems, plan_parallel, facts, spec, **wanted)

@@ -92,6 +92,7 @@ class Decision:
         blocks = f"{len(self.plan.blocks)} blocks"
         activations = f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}{tiles}"
         linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
+        linear += f", {len(self.plan.compile)} blocks compiled" if self.plan.compile else ""
         lasts, ending = self._lasting()
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),

@@ -6,7 +6,16 @@ from transformers import PreTrainedModel
 
 from omni_mesh import Mesh
 from omni_models import map_attention, map_experts, use_attention, use_experts, use_kernels
-from omni_parallel import apply_ep, apply_fp8, apply_ulysses, offload_blocks, recompute_blocks, shard_fsdp, tile_mlps
+from omni_parallel import (
+    apply_ep,
+    apply_fp8,
+    apply_ulysses,
+    compile_blocks,
+    offload_blocks,
+    recompute_blocks,
+    shard_fsdp,
+    tile_mlps,
+)
 
 
 def place(config: Config, run: Decision, mesh: Mesh) -> PreTrainedModel:
@@ -21,6 +30,7 @@ def place(config: Config, run: Decision, mesh: Mesh) -> PreTrainedModel:
     model = apply_ep(model, mesh, run.plan, over=map_experts, even=config.set_rows_aside)
     model = apply_fp8(model, run.plan) if run.compute.linear == "fp8" else model
     model = tile_mlps(model, run.plan)
+    model = compile_blocks(model, run.plan)
     model = recompute_blocks(model, run.plan)
     model = offload_blocks(model, run.plan)
     return shard_fsdp(model, mesh, run.plan, param_dtype=run.dtype)

@@ -105,6 +105,9 @@ class Config:
     largest magnitude, on GPUs from Ada and Hopper on; faster where layers are wide, and the loss is that of plain but
     for noise. Head, embeddings, routers and the experts that they choose stay as they are, and so do the
     master weights."""
+    compile: bool = False
+    """Compile blocks by torch.compile, up to attention and experts, which stay as they are; kernels between are then
+    the compiler's. The first steps take a minute or more. Not with --offload, --linear fp8 or --recompute.keep."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100

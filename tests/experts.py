@@ -35,6 +35,7 @@ from omni_parallel import (
     apply_ep,
     apply_ulysses,
     clip_grads_,
+    compile_blocks,
     global_sum,
     plan_parallel,
     recompute_blocks,
@@ -80,14 +81,17 @@ def place(
     param_dtype: torch.dtype = torch.float32,
     even: bool = True,
     tile: int = 0,
+    compile: bool = False,
 ) -> PreTrainedModel:
     """`model` laid over `mesh`, as the app does. Donates `model`."""
-    plan = plan_parallel(describe(model), mesh.spec, recompute=recompute or RecomputeConfig(), tile=tile)
+    recompute = recompute or RecomputeConfig()
+    plan = plan_parallel(describe(model), mesh.spec, recompute=recompute, tile=tile, compile=compile)
     attend = "eager" if attention_problems(model, "sdpa", "cpu", torch.float32) else "sdpa"
     model = use_experts(use_attention(model, attend))
     model = apply_ulysses(model, mesh, plan, over=map_attention)
     model = apply_ep(model, mesh, plan, over=map_experts, even=even)
     model = tile_mlps(model, plan)
+    model = compile_blocks(model, plan)
     model = recompute_blocks(model, plan)
     return shard_fsdp(model, mesh, plan, param_dtype=param_dtype)
 

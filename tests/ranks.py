@@ -88,6 +88,8 @@ def _work(pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # torch's compiler asks a tensor for its gradient, and hides what torch says to that only where it would be shown.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     while True:
         try:
             rank, ranks, port, function, args = pipe.recv()

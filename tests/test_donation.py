@@ -14,6 +14,7 @@ from omni_parallel import (
     AdamWConfig,
     apply_fp8,
     clip_grads_,
+    compile_blocks,
     constant,
     init_state,
     plan_parallel,
@@ -27,7 +28,10 @@ from omni_parallel import (
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("omni_mesh", "omni_parallel", "omni_data", "omni_ckpt", "omni_models")
-DONATING = ("apply_", "shard_", "use_", "map_", "recompute_", "tile_", "fill_", "init_", "restore_", "update")
+DONATING = (
+    *("apply_", "shard_", "use_", "map_", "compile_", "recompute_", "tile_", "fill_", "init_", "restore_"),
+    "update",
+)
 """How a function that donates its first argument is called. `shard_sequence` cuts an array and copies."""
 PURE = {"shard_sequence"}
 FUNCTIONS = [
@@ -62,6 +66,7 @@ def test_a_donated_model_and_state_come_back() -> None:
         assert map_attention(model, lambda attend: attend) is model
         assert apply_fp8(model, plan) is model
         assert tile_mlps(model, plan) is model
+        assert compile_blocks(model, plan) is model
         assert recompute_blocks(model, plan) is model
         assert shard_fsdp(model, mesh, plan, param_dtype=torch.float32) is model
         assert fill_weights(model, None) is model

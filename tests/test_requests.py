@@ -128,7 +128,14 @@ def test_a_head_count_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         (
             {"attention": "flex", "recompute": RecomputeConfig(every=1, keep="attention")},
             1,
-            "recompute keep=attention knows kernels by name, and that of flex attention, which is compiled, has none",
+            "recompute keep=attention watches each operator, and torch compiles nothing that is watched, as flex",
+        ),
+        ({"compile": True, "linear": "fp8"}, 1, "compile with linear=fp8: layers that share an input know it by being"),
+        ({"compile": True, "offload": True}, 1, "compile with offload: what a compiled block keeps may be part of a"),
+        (
+            {"compile": True, "recompute": RecomputeConfig(every=1, keep="matmuls")},
+            1,
+            "compile with recompute keep=matmuls: to know what to keep, each operator is watched",
         ),
         ({"out": Path("/proc/nope")}, 1, "nothing can be written into --out /proc/nope"),
         ({"save_to": "/proc/nope"}, 1, "nothing can be written into --save-to /proc/nope"),

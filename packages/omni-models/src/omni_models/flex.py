@@ -146,10 +146,11 @@ def _attend(  # noqa: PLR0917 As flat as what is compiled takes its arguments be
 ) -> Tensor:
     """(B, N, S, D)."""
     S = q_BNSD.shape[2]
+    first_BS, last_BS = seen
     lists = _named("kv", list_blocks(seen)) | _named("q", list_blocks(seeing))
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k >= seen.first_BS[b, q]) & (k <= seen.last_BS[b, q])
+        return (k >= first_BS[b, q]) & (k <= last_BS[b, q])
 
     def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return score if softcap is None else softcap * torch.tanh(score / softcap)

@@ -174,8 +174,8 @@ def sum_rows(rows_RH: Tensor, place_TK: Tensor, used: Tensor, weights_TK: Tensor
 
 
 def fuses(rows: Tensor) -> bool:
-    """Whether kernels of Triton run on such a tensor."""
-    return rows.is_cuda and rows.dtype in _DTYPES and has_triton()
+    """Whether kernels of Triton run on such a tensor. A compiler is shown torch's operators, which it fuses itself."""
+    return rows.is_cuda and rows.dtype in _DTYPES and not torch.compiler.is_compiling() and has_triton()
 
 
 @cache

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -137,6 +138,8 @@ def _own_config(model: nn.Module) -> None:
             module.config = copy.deepcopy(config, copies)
 
 
+# What attention does may depend on where documents end, and with that what is compiled would be for one batch.
+@torch.compiler.disable
 def _attend_of_module(
     module: nn.Module, q_BNSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None = None, **facts: object
 ) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 layers, clipping, and the training state.
 """
 
+from omni_parallel.compile import compile_blocks as compile_blocks
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel

@@ -136,6 +136,10 @@ class ParallelPlan:
     """Modules that take `tile` tokens at a time."""
     tile: int = 0
     """Tokens of a tile, of all rows that a rank has together; 0 if nothing is tiled."""
+    compile: tuple[str, ...] = ()
+    """Blocks that run as they are compiled."""
+    uncompiled: tuple[str, ...] = ()
+    """Modules in those blocks that are called as they are."""
 
 
 def plan_parallel(
@@ -147,6 +151,7 @@ def plan_parallel(
     keep_gathered: bool = False,
     offload: bool = False,
     tile: int = 0,
+    compile: bool = False,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
@@ -159,6 +164,7 @@ def plan_parallel(
             them.
         offload: hold activations in memory of the host; not those of the last block, whose backward pass is next.
         tile: tokens that feed-forward modules take at a time; 0 for all at once.
+        compile: compile blocks, but for what is tiled, and for what calls experts, whose work depends on choices.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
@@ -198,10 +204,13 @@ def plan_parallel(
     elif recompute.keep != "nothing" and recompute.every == 0:
         problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
     problems += _tile_problems(facts, recompute, tile) if tile else []
+    problems += _compile_problems(recompute, offload=offload) if compile else []
     if not facts.blocks:
         problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
     if problems:
         raise ValueError("this model does not fit this mesh:\n" + "\n".join(f"  - {p}" for p in problems))
+    tiled = facts.mlps if tile else ()
+    callers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in facts.experts)) if compile else ()
     return ParallelPlan(
         blocks=facts.blocks,
         head=facts.head,
@@ -213,14 +222,33 @@ def plan_parallel(
         rotaries=facts.rotaries,
         sp_chunks=sp_chunks,
         experts=facts.experts if spec.ep > 1 else (),
-        tiled=facts.mlps if tile else (),
+        tiled=tiled,
         tile=tile,
+        # A block that calls experts itself is left as it is.
+        compile=tuple(name for name in facts.blocks if name not in callers) if compile else (),
+        uncompiled=tuple(name for name in (*callers, *tiled) if name not in facts.blocks) if compile else (),
     )
 
 
 def has_shared_experts(spec: MeshSpec) -> bool:
     """Whether experts are spread, and each is on several ranks: they are then units of their own. Pure."""
     return spec.ep > 1 and spec.efsdp * spec.replicate > 1
+
+
+def _compile_problems(recompute: RecomputeConfig, *, offload: bool) -> list[str]:
+    """Why blocks cannot be compiled with these."""
+    problems = []
+    if recompute.keep != "nothing":
+        problems.append(
+            f"compile with recompute keep={recompute.keep}: to know what to keep, each operator is watched, and torch "
+            "compiles nothing that is watched. Keep nothing, or do not compile."
+        )
+    if offload:
+        problems.append(
+            "compile with offload: what a compiled block keeps may be part of a parameter, which is freed before its "
+            "copy is made. Leave one of them out."
+        )
+    return problems
 
 
 def _tile_problems(facts: ModelFacts, recompute: RecomputeConfig, tile: int) -> list[str]:

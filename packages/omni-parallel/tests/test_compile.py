@@ -1,0 +1,144 @@
+"""Laws of compiled blocks on one rank; `tests/test_compile.py` of the workspace holds them on models and meshes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attending import assert_same
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from toy import Toy, gradients, make_batch, make_toy, plan_toy
+
+from omni_mesh import MeshSpec
+from omni_mesh.mesh import Mesh
+from omni_parallel import ParallelPlan, RecomputeConfig, compile_blocks, plan_parallel, recompute_blocks, shard_fsdp
+
+RUNS: list[str] = []
+"""What ran outside of what is compiled, in that order."""
+
+
+class Chooser(nn.Module):
+    """What calls experts, whose work depends on their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.experts = nn.Linear(width, width)
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        RUNS.append("chooser")
+        chosen_B = x_BH.sum(1) > 0
+        out_BH = x_BH.clone()
+        if len(where := chosen_B.nonzero().flatten()):
+            out_BH[where] = self.experts(x_BH[where])
+        return out_BH
+
+
+class Simple(nn.Module):
+    """A block; where it has `choose`, one with experts."""
+
+    def __init__(self, width: int, *, chooses: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+        self.choose = Chooser(width) if chooses else nn.Identity()
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        return x_BH + self.choose(torch.tanh(self.linear(self.norm(x_BH))) * 2)
+
+
+def make_simple(blocks: int = 3, *, chooses: bool = False) -> Toy:
+    model = make_toy()
+    torch.manual_seed(0)
+    model.layers = nn.ModuleList(Simple(7, chooses=chooses) for _ in range(blocks))
+    return model
+
+
+def plan_simple(model: Toy, *, every: int = 0, chooses: bool = False) -> ParallelPlan:
+    plan = plan_parallel(make_toy(), MeshSpec(), recompute=RecomputeConfig(every), compile=True)
+    blocks = tuple(f"layers.{i}" for i in range(len(model.layers)))
+    apart = tuple(f"{block}.choose" for block in blocks) if chooses else ()
+    return replace(plan, blocks=blocks, compile=blocks, recompute=blocks if every else (), uncompiled=apart)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    RUNS.clear()
+
+
+def close(plain: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return plain.keys() == other.keys() and all(
+        torch.allclose(grad, other[name], rtol=1e-5, atol=1e-6) for name, grad in plain.items()
+    )
+
+
+@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("chooses", [False, True])
+def test_gradients_are_those_of_blocks_that_are_not_compiled(chooses: bool, every: int) -> None:
+    plain = gradients(make_simple(chooses=chooses), make_batch())
+    model = make_simple(chooses=chooses)
+    plan = plan_simple(model, every=every, chooses=chooses)
+    assert close(plain, gradients(recompute_blocks(compile_blocks(model, plan), plan), make_batch()))
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_blocks_alike_share_what_is_compiled() -> None:
+    counts = []
+    for blocks in (1, 4):
+        torch._dynamo.reset()
+        counters.clear()
+        model = make_simple(blocks)
+        gradients(compile_blocks(model, plan_simple(model)), make_batch())
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts == [1, 1]
+
+
+def test_what_is_apart_runs_as_it_is_with_its_hooks_and_in_every_block() -> None:
+    model = make_simple(chooses=True)
+    compile_blocks(model, plan_simple(model, chooses=True))
+    for i in range(3):
+        for layer in model.layers:
+            assert isinstance(layer, Simple) and isinstance(layer.choose, Chooser)
+            layer.choose.experts.register_forward_hook(lambda *_, step=i: RUNS.append(f"hook {step}"))
+        model.zero_grad()
+        gradients(model, make_batch())
+    graphs = counters["stats"]["unique_graphs"]
+    assert RUNS.count("chooser") == 9
+    assert [RUNS.count(f"hook {step}") for step in range(3)] == [9, 6, 3]
+    assert graphs <= 2, "one before and one behind, whatever the hooks are"
+
+
+@pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
+def test_names_stay_and_hooks_of_sharding_run_around_a_compiled_block(mesh: Mesh) -> None:
+    plain, model = make_simple(), make_simple()
+    plan = plan_simple(model, every=1)
+    model = shard_fsdp(recompute_blocks(compile_blocks(model, plan), plan), mesh, plan, param_dtype=torch.float32)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
+    sharded = gradients(model, make_batch())
+    assert close(gradients(plain, make_batch()), {name: grad.full_tensor() for name, grad in sharded.items()})  # pyright: ignore
+
+
+def test_a_plan_without_it_compiles_nothing() -> None:
+    model = compile_blocks(make_simple(), plan_toy())
+    assert_same(gradients(make_simple(), make_batch()), gradients(model, make_batch()))
+    assert not counters["stats"]
+
+
+def test_the_plan_leaves_what_calls_experts_as_it_is() -> None:
+    facts = make_toy()
+    facts.experts = ("layers.0.mlp.experts", "layers.2.experts")
+    plan = plan_parallel(facts, MeshSpec(), compile=True)
+    assert plan.compile == ("layers.0", "layers.1"), "the last calls them itself"
+    assert plan.uncompiled == ("layers.0.mlp",)
+    plain = plan_parallel(facts, MeshSpec())
+    assert plain.compile == plain.uncompiled == ()
+
+
+def test_what_cannot_be_compiled_is_refused_by_name() -> None:
+    keep = RecomputeConfig(every=1, keep="attention")
+    with pytest.raises(ValueError) as told:
+        plan_parallel(make_toy(), MeshSpec(), recompute=keep, offload=True, compile=True)
+    assert "compile with recompute keep=attention: to know what to keep, each operator is watched" in str(told.value)
+    assert "compile with offload: what a compiled block keeps may be part of a parameter" in str(told.value)
