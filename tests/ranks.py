@@ -90,6 +90,8 @@ def _work(pipe: Connection) -> None:
     warnings.simplefilter("error")
     # torch's compiler asks a tensor for its gradient, and hides what torch says to that only where it would be shown.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    # What the compiler of torch 2.11 says of its own code.
+    warnings.filterwarnings("ignore", ".torch.jit.script_method. is deprecated")
     while True:
         try:
             rank, ranks, port, function, args = pipe.recv()
