@@ -92,7 +92,9 @@ class Decision:
         blocks = f"{len(self.plan.blocks)} blocks"
         activations = f"activations of {kept} blocks kept, of {recomputed} recomputed{but}{away}{tiles}"
         linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
-        linear += f", {len(self.plan.compile)} blocks compiled" if self.plan.compile else ""
+        compiled = len(self.plan.compile)
+        linear += f", {compiled} blocks compiled" if compiled else ""
+        inside = f"; in {compiled} blocks those of the compiler" if compiled else ""
         lasts, ending = self._lasting()
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),
@@ -107,7 +109,7 @@ class Decision:
             *((("saves", saves),) if saves else ()),
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),
-            ("kernels", ", ".join(self.kernels) or "those of transformers"),
+            ("kernels", (", ".join(self.kernels) or "those of transformers") + inside),
             ("memory", f"{activations}; {gathered}{state}"),
         )
         return without_secrets("\n".join(f"{name:<10}{text}" for name, text in lines))
