@@ -14,7 +14,7 @@ from omni_models import (
     explain,
     kernel_problems,
 )
-from omni_models.choose import BACKENDS
+from omni_models.choose import ASKED_FOR, BACKENDS
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
 HERE = {"device_type": "cpu", "dtype": torch.float32}
@@ -37,7 +37,7 @@ def test_it_names_what_is_chosen_and_says_of_every_other_why_not(family: str, wh
     told = explain(model, **where)
     chosen = choose_attention(model, where["device_type"], where["dtype"], capability=where.get("capability"))
     assert told["attention"][0] == chosen
-    for name in BACKENDS:
+    for name in (*BACKENDS, *ASKED_FOR):
         assert name == chosen or any(name in line for line in told["attention"][1:])
     assert told["loss"][0] == choose_loss(model)
     assert (len(told["loss"]) > 1) == (choose_loss(model) == "full")
@@ -60,6 +60,10 @@ def test_where_everything_fits_it_says_so() -> None:
     assert told["tiles"] == ("LlamaMLP: token by token",)
     assert told["kernels"][0] == "none: fused kernels run on CUDA, not on cpu."
     assert told["attention"][0] == "sdpa" and "eager would be as exact, and slower" in told["attention"]
+    assert "flex would be as exact, and is taken if asked for" in told["attention"]
+    assert any(line.startswith("not cudnn: cudnn attention needs bf16 or fp16") for line in told["attention"])
+    there = explain(make_model("llama"), **THERE)
+    assert "cudnn would be as exact, and is taken if asked for" in there["attention"]
 
 
 def test_where_kernels_do_not_fit_it_says_why() -> None:

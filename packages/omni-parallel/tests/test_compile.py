@@ -126,12 +126,15 @@ def test_a_plan_without_it_compiles_nothing() -> None:
     assert not counters["stats"]
 
 
-def test_the_plan_leaves_what_calls_experts_as_it_is() -> None:
+def test_the_plan_leaves_what_calls_experts_or_is_tiled_as_it_is() -> None:
     facts = make_toy()
     facts.experts = ("layers.0.mlp.experts", "layers.2.experts")
     plan = plan_parallel(facts, MeshSpec(), compile=True)
     assert plan.compile == ("layers.0", "layers.1"), "the last calls them itself"
     assert plan.uncompiled == ("layers.0.mlp",)
+    facts.mlps = ("layers.0.mlp.shared", "layers.1.mlp")
+    tiled = plan_parallel(facts, MeshSpec(), compile=True, tile=5)
+    assert tiled.uncompiled == ("layers.0.mlp", "layers.0.mlp.shared", "layers.1.mlp")
     plain = plan_parallel(facts, MeshSpec())
     assert plain.compile == plain.uncompiled == ()
 

@@ -12,6 +12,8 @@ from omni_models.support import has_window
 
 BACKENDS: Final = ("fa4", "varlen", "sdpa", "eager")
 """By name, the fastest first."""
+ASKED_FOR: Final = ("cudnn", "flex")
+"""Those that are taken only when asked for: where they are faster is not measured."""
 
 
 def choose_attention(
@@ -36,7 +38,7 @@ def attention_problems(
 ) -> list[str]:
     """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot.
 
-    Pure, but for the questions about FlashAttention-4 of `choose_attention`, whose `capability` it is.
+    Pure, but for the questions about FlashAttention-4 of `choose_attention`, whose `capability` it is, cuDNN's too.
     """
     text = model.config.get_text_config()
     lacks = [
@@ -58,7 +60,7 @@ def attention_problems(
             if head_dim > 256 or head_dim % 8:
                 problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
     if attend == "cudnn":
-        capability = find_capability(device_type)
+        capability = capability or find_capability(device_type)
         found = [cudnn_problems(dtype, capability, dims) for dims in sorted(_head_dims(model))]
         problems += dict.fromkeys(problem for several in found for problem in several)
         if has_window(text):

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from omni_models.choose import BACKENDS, attention_problems, choose_attention
+from omni_models.choose import ASKED_FOR, BACKENDS, attention_problems, choose_attention
 from omni_models.experts import choose_experts, experts_problems, is_experts
 from omni_models.facts import describe
 from omni_models.kernels import describe_kernels
@@ -34,10 +34,11 @@ def explain(
     facts = describe(model)
     attention = choose_attention(model, device_type, dtype, capability=capability)
     told = {"attention": (attention,)}
-    for name in BACKENDS:
+    for name in (*BACKENDS, *ASKED_FOR):
         if name != attention:
             problems = attention_problems(model, name, device_type, dtype, capability=capability)
-            told["attention"] += tuple(_not(name, problems) or [f"{name} would be as exact, and slower"])
+            fits = "and is taken if asked for" if name in ASKED_FOR else "and slower"
+            told["attention"] += tuple(_not(name, problems) or [f"{name} would be as exact, {fits}"])
     if facts.experts:
         told["experts"] = (choose_experts(model, dtype), *_not("grouped", experts_problems(model, "grouped", dtype)))
     told["loss"] = (choose_loss(model), *_not("chunked", loss_problems(model, "chunked")))
