@@ -55,7 +55,7 @@ def profiled(device: torch.device, *, memory: bool = False) -> Iterator[profile]
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     wait_for(device)
-    with profile(activities=activities, profile_memory=memory) as profiler:
+    with profile(activities=activities, profile_memory=memory, acc_events=True) as profiler:
         yield profiler
         wait_for(device)
 
