@@ -8,6 +8,14 @@ import torch
 from ranks import Run, rank_pool
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """`run(function, ranks, *args)`: what each of so many ranks returned."""
