@@ -35,7 +35,10 @@ from omni_models.loss import choose_loss as choose_loss
 from omni_models.loss import count_targets as count_targets
 from omni_models.loss import loss_problems as loss_problems
 from omni_models.loss import summed_loss as summed_loss
+from omni_models.encoders import encoder_kinds as encoder_kinds
+from omni_models.encoders import map_encoders as map_encoders
 from omni_models.media import count_features as count_features
+from omni_models.media import media_places as media_places
 from omni_models.media import media_positions as media_positions
 from omni_models.media import media_problems as media_problems
 from omni_models.media import token_kinds as token_kinds
@@ -45,6 +48,8 @@ from omni_models.seams import map_attention as map_attention
 from omni_models.seams import map_experts as map_experts
 from omni_models.seams import use_attention as use_attention
 from omni_models.seams import use_experts as use_experts
+from omni_models.shown import Shown as Shown
+from omni_models.shown import list_media as list_media
 from omni_models.support import unsupported as unsupported
 from omni_models.weights import fill_weights as fill_weights
 from omni_models.weights import plan_weights as plan_weights

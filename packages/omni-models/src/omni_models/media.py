@@ -40,11 +40,16 @@ def token_kinds(config: PreTrainedConfig, tokens_N: NDArray[np.integer]) -> NDAr
     for kind, name in _NAMES.items():
         if (token := _token(config, name)) is not None:
             kinds_N[tokens_N == token] = kind
-    start, end = (getattr(config, f"video_{side}_token_id", None) for side in ("start", "end"))
-    if start is not None and end is not None:
+    if writes_films_as_images(config):
+        start, end = (getattr(config, f"video_{side}_token_id") for side in ("start", "end"))
         inside_N = np.cumsum(tokens_N == start) > np.cumsum(tokens_N == end)
         kinds_N[inside_N & (kinds_N == IMAGE)] = VIDEO
     return kinds_N
+
+
+def writes_films_as_images(config: PreTrainedConfig) -> bool:
+    """Whether frames of films stand in rows as images do, between a beginning and an end of their own. Pure."""
+    return all(getattr(config, f"video_{side}_token_id", None) is not None for side in ("start", "end"))
 
 
 def count_features(config: PreTrainedConfig, media: Mapping[str, Any]) -> dict[int, list[int]]:
@@ -99,6 +104,36 @@ def media_problems(config: PreTrainedConfig, tokens_N: NDArray[np.integer], medi
     return problems
 
 
+def media_places(
+    config: PreTrainedConfig, tokens_BS: Tensor, segments_BS: Tensor, media: Mapping[str, Any]
+) -> dict[int, list[tuple[int, NDArray[np.int64]]]]:
+    """By kind, for each medium in order: the row that it is in, and the places in it of its placeholders. Pure.
+
+    Args:
+        config: of the model.
+        tokens_BS: on the host, as segments are.
+        segments_BS: 1, 2, ... for the documents of a row, 0 for padding.
+        media: of all documents, in the order of the rows.
+
+    Raises:
+        ValueError: if the placeholders of a document do not fit its media.
+    """
+    counted = count_features(config, media)
+    features = {kind: counted.get(kind, []) for kind in _NAMES}
+    first = dict.fromkeys(_NAMES, 0)
+    found: dict[int, list[tuple[int, NDArray[np.int64]]]] = {kind: [] for kind in _NAMES}
+    for row, span in _documents(segments_BS):
+        kinds_N = token_kinds(config, tokens_BS[row, span].numpy())
+        for kind in _NAMES:
+            places = span.start + np.flatnonzero(kinds_N == kind)
+            own = _take(features[kind], first[kind], len(places), row, kind)
+            first[kind] = own.stop
+            stops = np.cumsum(features[kind][own], dtype=np.int64)[:-1]
+            found[kind] += [(row, part) for part in np.split(places, stops)] if own.stop > own.start else []
+    _check_all_taken(features, first)
+    return found
+
+
 def media_positions(
     model: PreTrainedModel, tokens_BS: Tensor, segments_BS: Tensor, media: Mapping[str, Tensor]
 ) -> Tensor:
@@ -136,9 +171,13 @@ def media_positions(
         facts = {name: media[name][own[k]] for name, k in _OWNERS.items() if name in media and name in takes}
         types_1N = torch.from_numpy(kinds_N.astype(np.int64))[None]
         planes_PBS[1:, row, span] = part.get_rope_index(tokens_N[None], mm_token_type_ids=types_1N, **facts)[0][:, 0]
+    _check_all_taken(features, first)
+    return planes_PBS[0] if part is None else planes_PBS
+
+
+def _check_all_taken(features: Mapping[int, Sequence[int]], first: Mapping[int, int]) -> None:
     if left := [f"{len(features[k]) - count} {_NAMES[k]}(s)" for k, count in first.items() if count < len(features[k])]:
         raise ValueError(f"no document has placeholders for {', '.join(left)} of the media given.")
-    return planes_PBS[0] if part is None else planes_PBS
 
 
 def _take(features: Sequence[int], start: int, tokens: int, row: int, kind: int) -> slice:

@@ -3,6 +3,9 @@ layers, clipping, and the training state.
 """
 
 from omni_parallel.compile import compile_blocks as compile_blocks
+from omni_parallel.encoders import Owned as Owned
+from omni_parallel.encoders import apply_encoders as apply_encoders
+from omni_parallel.encoders import send_media as send_media
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel
@@ -10,6 +13,11 @@ from omni_parallel.fp8 import apply_fp8 as apply_fp8
 from omni_parallel.fp8 import fp8_problems as fp8_problems
 from omni_parallel.fsdp import reshard as reshard
 from omni_parallel.fsdp import shard_fsdp as shard_fsdp
+from omni_parallel.media import Medium as Medium
+from omni_parallel.media import Route as Route
+from omni_parallel.media import balance as balance
+from omni_parallel.media import route_media as route_media
+from omni_parallel.media import take_turns as take_turns
 from omni_parallel.offload import offload_blocks as offload_blocks
 from omni_parallel.optim import AdamWConfig as AdamWConfig
 from omni_parallel.optim import OptimConfig as OptimConfig

@@ -102,11 +102,15 @@ def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tens
         f"{key} has {S} tokens, and how it is cut is not known here."
         for key, value in inputs.items()
         if key not in known
+        and not key.startswith(_MEDIA)
         and any(isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == S and key not in _KEPT for x in _flat(value))
     ]
     if problems:
         raise ValueError(f"{name} cannot be cut along the row:\n" + "\n".join(f"  - {p}" for p in problems))
 
+
+_MEDIA = ("pixel_", "image_", "video_", "input_features", "feature_", "second_per_grid")
+"""How the names of inputs begin that have a value for each medium, or patch, or frame."""
 
 _KEPT = ("position_ids", "attention_mask", "past_key_values", "deepstack_visual_embeds")
 """Inputs with tokens that are looked at one by one."""

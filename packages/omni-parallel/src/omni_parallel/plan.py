@@ -125,7 +125,11 @@ class ParallelPlan:
     prefetch: int = 1
     """How many units ahead parameters are gathered, in both directions."""
     decoder: str = ""
-    """The module at whose door rows are cut among sequence ranks."""
+    """The module whose attention is spread over sequence ranks."""
+    door: str = ""
+    """The module where rows are cut among them as they enter: the decoder, or the whole model, see `encoders`."""
+    encoders: bool = False
+    """Whether media are encoded by whichever rank has least to do. Rows are then cut before they are embedded."""
     rotaries: tuple[str, ...] = ()
     """Position encodings that are made for the whole row before they are cut."""
     sp_chunks: int = 1
@@ -152,6 +156,7 @@ def plan_parallel(
     offload: bool = False,
     tile: int = 0,
     compile: bool = False,
+    encoders: bool = False,
 ) -> ParallelPlan:
     """What to shard, cut and recompute for a model of these facts on a mesh of this spec.
 
@@ -165,6 +170,7 @@ def plan_parallel(
         offload: hold activations in memory of the host; not those of the last block, whose backward pass is next.
         tile: tokens that feed-forward modules take at a time; 0 for all at once.
         compile: compile blocks, but for what is tiled, and for what calls experts, whose work depends on choices.
+        encoders: spread media over ranks, see `omni_parallel.apply_encoders`.
 
     Raises:
         ValueError: with every reason why the model does not fit the mesh.
@@ -219,6 +225,8 @@ def plan_parallel(
         offload=facts.blocks[:-1] if offload else (),
         reshard_after_forward=spec.fsdp > 1 and not keep_gathered,
         decoder=facts.decoder,
+        door="" if encoders else facts.decoder,
+        encoders=encoders,
         rotaries=facts.rotaries,
         sp_chunks=sp_chunks,
         experts=facts.experts if spec.ep > 1 else (),

@@ -135,8 +135,8 @@ def apply_ulysses(model: M, mesh: Mesh, plan: ParallelPlan, *, over: Over) -> M:
         model: every rank of a sequence group calls it with the same arguments: whole rows, `position_ids` of whole
             rows, documents of whole rows (`cu_seqlens`, `max_seqlen`).
         mesh: rows are cut over its axis sp.
-        plan: names the decoder, at whose door rows are cut; the position encodings that depend on the whole row; and
-            into how many chunks heads are cut to overlap.
+        plan: names the decoder, and the door where rows are cut; the position encodings that depend on the whole row;
+            and into how many chunks heads are cut to overlap.
         over: replaces every attention of a module, as `omni_models.map_attention` does.
 
     Raises:
@@ -150,8 +150,9 @@ def apply_ulysses(model: M, mesh: Mesh, plan: ParallelPlan, *, over: Over) -> M:
     for name in plan.rotaries:
         rotary = model.get_submodule(name)
         rotary.forward = partial(encode_whole, group, rotary.forward)
-    names = tuple(inspect.signature(decoder.forward).parameters)
-    decoder.register_forward_pre_hook(partial(cut_inputs, group, names), with_kwargs=True)
+    door = model.get_submodule(plan.door)
+    names = tuple(inspect.signature(door.forward).parameters)
+    door.register_forward_pre_hook(partial(cut_inputs, group, names), with_kwargs=True)
     return model
 
 
