@@ -20,6 +20,8 @@ from omni_models.choose import choose_attention as choose_attention
 from omni_models.encode import Encoded as Encoded
 from omni_models.encode import Media as Media
 from omni_models.encode import encode_media as encode_media
+from omni_models.encoders import encoder_kinds as encoder_kinds
+from omni_models.encoders import map_encoders as map_encoders
 from omni_models.experts import ExpertsFn as ExpertsFn
 from omni_models.experts import choose_experts as choose_experts
 from omni_models.experts import experts_problems as experts_problems
@@ -35,8 +37,6 @@ from omni_models.loss import choose_loss as choose_loss
 from omni_models.loss import count_targets as count_targets
 from omni_models.loss import loss_problems as loss_problems
 from omni_models.loss import summed_loss as summed_loss
-from omni_models.encoders import encoder_kinds as encoder_kinds
-from omni_models.encoders import map_encoders as map_encoders
 from omni_models.media import count_features as count_features
 from omni_models.media import media_places as media_places
 from omni_models.media import media_positions as media_positions
