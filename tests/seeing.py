@@ -1,89 +1,173 @@
 """What each rank runs in `test_encoders.py`: a tiny model with towers, on a mesh, beside plain transformers."""
 
-import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from senses import film, make_model, make_processor, picture
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from experts import whole
+from senses import FILMING, HEARING, film, make_model, make_processor, picture, sound
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from omni_data import Sample, document_bounds, pack_batch, render_chat, shard_sequence
-from omni_mesh import MeshConfig, join_world, make_mesh, peers, resolve_mesh
+from omni_mesh import Mesh, MeshConfig, join_world, make_mesh, peers, resolve_mesh
 from omni_models import (
+    Encoded,
     Media,
     Shown,
     count_targets,
     describe,
     encode_media,
+    group_images,
     list_media,
     map_attention,
     map_encoders,
+    map_experts,
     media_positions,
     summed_loss,
     use_attention,
+    use_experts,
 )
 from omni_parallel import (
     Medium,
     Owned,
+    RecomputeConfig,
+    Route,
     apply_encoders,
+    apply_ep,
     apply_ulysses,
     global_sum,
     plan_parallel,
+    recompute_blocks,
     send_media,
     shard_fsdp,
     take_turns,
 )
 
-IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
+IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
+TOLERANCE = 1e-5
+SEQ_LEN = 400
+MANY, NONE, FILM, FIVE = range(4)
+"""What a rank may have in its rows: images of many sizes, no media, a film, five images."""
+TOWERS = ("visual", "vision_tower", "audio_tower")
 
 
-def chat(*parts: Any, said: str = "A cat.") -> list[dict[str, Any]]:
-    worded = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    return [{"role": "user", "content": worded}, {"role": "assistant", "content": said}]
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A step of a tiny model on a mesh."""
+
+    family: str
+    mesh: MeshConfig
+    given: tuple[tuple[int, ...], ...]
+    """Of each microbatch: what each data rank has in its rows."""
+    frozen: bool = False
+    """Whether towers are left as they are."""
+    recompute: bool = False
+    attend: str = "eager"
 
 
-def documents(place: int) -> list[tuple[Any, Media]]:
-    """What the rows of data rank `place` are made of: images of many sizes, none at all, a film."""
-    return [
-        [
-            (chat(IMAGE, "What?", IMAGE), Media([picture(20, 30), picture(16, 40, 1)])),
-            (chat("No picture.", said="Nothing."), Media()),
-            (chat("x", IMAGE, said="A cat, and a dog."), Media([picture(50, 50, 6)])),
-        ],
-        [(chat("Text alone.", said="Yes."), Media()), (chat("More.", said="No."), Media())],
-        [
-            (chat(VIDEO, "A film?"), Media(videos=[film(5, 24, 16)])),
-            (chat(IMAGE, said="One."), Media([picture(8, 8, 2)])),
-        ],
-        [(chat(*[IMAGE] * 5, said="Five."), Media([picture(8 + 8 * i, 16, i) for i in range(5)]))],
-    ][place]
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """How many patches, or tiles, went by on this rank: through towers, of these as copies that nobody takes, and its
+    own."""
+
+    seen: int
+    copies: int
+    own: int
 
 
-def encoded(family: str, config: Any, place: int) -> list[Any]:
-    return [encode_media(make_processor(family), config, *each, render=render_chat) for each in documents(place)]
+def check(case: Case) -> Passed:
+    """Loss and every gradient of `case` are those of plain transformers on one rank."""
+    with join_world(device="cpu") as world:
+        mesh = make_mesh(resolve_mesh(case.mesh, world.size), device_type="cpu")
+        model = place(case, mesh)
+        patches = count_patches(model)
+        index, total = mesh.tokens.get_local_rank("dp"), torch.zeros(())
+        own = copies = 0
+        steps = [make_inputs(case.family, given[index], mesh, world.rank) for given in case.given]
+        targets = global_sum(torch.stack([count_targets(step.labels_Bs) for step in steps]).sum())
+        for step in steps:
+            loss = summed_loss(model, step.inputs, step.labels_Bs) / targets
+            loss.backward()
+            total += loss.detach()
+            own += sum(medium.rows[0] for owned in step.owned.values() for medium in owned.media)
+            copies += sum(m.rows[0] for r in step.routes.values() if not sum(r.going) for m in r.encodes)
+        grads = {name: whole(param.grad) for name, param in model.named_parameters()}
+        loss = global_sum(total).item()
+        if world.rank == 0:
+            compare(case, loss, int(targets), grads)
+        return Passed(sum(patches), copies, own)
 
 
-def tensors(arrays: Any) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+def compare(case: Case, loss: float, targets: int, grads: Mapping[str, Tensor | None]) -> None:
+    """Raise where plain transformers has other numbers."""
+    expected, wanted, theirs = plain_gradients(case.family, tuple(sorted(sum(case.given, ()))))
+    assert targets == wanted
+    assert abs(loss - expected) < TOLERANCE, (loss, expected)
+    assert set(grads) == set(theirs)
+    for name, grad in grads.items():
+        other = theirs[name]
+        if other is None or (case.frozen and is_of_tower(name)):
+            assert grad is None or not grad.any(), name
+        else:
+            assert grad is not None, name
+            worst = (grad - other).abs().max()
+            assert worst <= TOLERANCE * max(1.0, float(other.abs().max())), (name, worst)
 
 
-def plain_gradients(family: str, places: list[int]) -> tuple[float, int, dict[str, Tensor | None]]:
-    """Loss, targets and gradients of all documents alone, by plain transformers on one rank."""
-    model = make_model(family)
-    total, targets = torch.zeros(()), 0
-    for place in places:
-        for document in encoded(family, model.config, place):
-            tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
-            kinds_1N = torch.from_numpy(document.kinds_N).long()[None]
-            given = {"input_ids": tokens_1N, "mm_token_type_ids": kinds_1N, **tensors(document.arrays)}
-            logits = model(**given, use_cache=False).logits
-            labels_N = torch.where(torch.from_numpy(document.learn_N), tokens_1N[0], -100)[1:]
-            total = total + F.cross_entropy(logits[0, :-1], labels_N, ignore_index=-100, reduction="sum")
-            targets += int((labels_N >= 0).sum())
-    (total / targets).backward()
-    return total.item() / targets, targets, {name: p.grad for name, p in model.named_parameters()}
+def place(case: Case, mesh: Mesh) -> PreTrainedModel:
+    """The model laid over `mesh`, as the app does."""
+    model = make_model(case.family)
+    if case.frozen:
+        for name, param in model.named_parameters():
+            param.requires_grad_(not is_of_tower(name))
+    recompute = RecomputeConfig(every=int(case.recompute))
+    plan = plan_parallel(describe(model), mesh.spec, recompute=recompute, encoders=True)
+    model = use_experts(use_attention(model, case.attend))
+    model = apply_ulysses(model, mesh, plan, over=map_attention)
+    model = apply_encoders(model, over=map_encoders)
+    model = apply_ep(model, mesh, plan, over=map_experts)
+    model = recompute_blocks(model, plan)
+    return shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a rank calls the model with, and what it is measured by."""
+
+    inputs: dict[str, Any]
+    labels_Bs: Tensor
+    owned: Mapping[str, Owned]
+    routes: Mapping[str, Route]
+
+
+def make_inputs(family: str, given: int, mesh: Mesh, rank: int) -> Step:
+    """The rows of a data rank, whose first sequence rank owns their media. Collective."""
+    config = make_model(family).config
+    samples = [Sample(d.tokens_N, d.learn_N, d.arrays) for d in encoded(family, given)]
+    batch = pack_batch([samples[:2], samples[2:]], SEQ_LEN)
+    tokens_BS, segments_BS = torch.from_numpy(batch.tokens_BS), torch.from_numpy(batch.segments_BS)
+    media = tensors(batch.media)
+    group = peers(mesh.spec, rank, "sp")
+    shown = list_media(config, tokens_BS, segments_BS, media) if rank == group[0] else {}
+    owned = {kind: own_media(each, -(-SEQ_LEN // mesh.spec.sp), group) for kind, each in shown.items()}
+    arguments, routes = send_media(owned, torch.device("cpu"))
+    bounds, longest = document_bounds(batch.segments_BS)
+    inputs = {
+        "input_ids": tokens_BS,
+        "position_ids": media_positions(make_model(family), tokens_BS, segments_BS, media),
+        "group_ids": group_images(config, tokens_BS, segments_BS),
+        "cu_seqlens": torch.from_numpy(bounds),
+        "max_seqlen": longest,
+        "media_routes": routes,
+        **arguments,
+    }
+    index = mesh.tokens.get_local_rank("sp")
+    labels_Bs = torch.from_numpy(shard_sequence(batch.labels_BS, index, mesh.spec.sp))
+    return Step({name: x for name, x in inputs.items() if x is not None}, labels_Bs, owned, routes)
 
 
 def own_media(shown: Shown, size: int, group: tuple[int, ...]) -> Owned:
@@ -95,54 +179,71 @@ def own_media(shown: Shown, size: int, group: tuple[int, ...]) -> Owned:
     return Owned(shown.arrays, media)
 
 
-def check_family(family: str, sizes: dict[str, int], given: list[int], seq_len: int = 400) -> None:
-    """Loss and every gradient on a mesh are those of plain transformers; `given` says what each data rank has."""
-    with join_world(device="cpu") as world:
-        spec = resolve_mesh(MeshConfig(**sizes), world.size)
-        model = make_model(family)
-        plan = plan_parallel(describe(model), spec, encoders=True)
-        mesh = make_mesh(spec, device_type="cpu")
-        place = mesh.tokens.get_local_rank("dp")
-        found = encoded(family, model.config, given[place])
-        samples = [Sample(d.tokens_N, d.learn_N, d.arrays) for d in found]
-        batch = pack_batch([samples[:2], samples[2:]], seq_len)
-        tokens_BS, segments_BS = torch.from_numpy(batch.tokens_BS), torch.from_numpy(batch.segments_BS)
-        group = peers(spec, world.rank, "sp")
-        first = world.rank == group[0]
-        media = tensors(batch.media)
-        positions = media_positions(model, tokens_BS, segments_BS, media)
-        shown = list_media(model.config, tokens_BS, segments_BS, media) if first else {}
-        owned = {kind: own_media(each, -(-seq_len // spec.sp), group) for kind, each in shown.items()}
-        arguments, routes = send_media(owned, world.device)
-        model = use_attention(model, "eager")
-        model = apply_ulysses(model, mesh, plan, over=map_attention)
-        model = apply_encoders(model, over=map_encoders)
-        model = shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
-        bounds, longest = document_bounds(batch.segments_BS)
-        inputs = {
-            **{"input_ids": tokens_BS, "position_ids": positions},
-            **{"cu_seqlens": torch.from_numpy(bounds), "max_seqlen": longest},
-            **arguments,
-            "media_routes": routes,
-        }
-        index = mesh.tokens.get_local_rank("sp")
-        labels_Bs = torch.from_numpy(shard_sequence(batch.labels_BS, index, spec.sp))
-        targets = global_sum(count_targets(labels_Bs))
-        loss = summed_loss(model, inputs, labels_Bs) / targets
-        loss.backward()
-        whole = global_sum(loss.detach()).item()
-        expected, wanted, grads = plain_gradients(family, given)
-        assert int(targets) == wanted
-        assert abs(whole - expected) < 1e-5, (whole, expected)
-        for name, param in model.named_parameters():
-            grad = param.grad.full_tensor() if isinstance(param.grad, DTensor) else param.grad
-            theirs = grads[name]
-            if theirs is None:
-                assert grad is None or not grad.any(), name
-            else:
-                assert grad is not None, name
-                assert (grad - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max())), name
+def count_patches(model: nn.Module) -> list[int]:
+    """A list to which the tower of images adds how many patches, or tiles, it is called with."""
+    seen: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))))
+
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in TOWERS[:2]:
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    return seen
 
 
-if __name__ == "__main__":
-    copy.copy(None)
+def is_of_tower(name: str) -> bool:
+    """Whether the parameter is one of a tower, not of what joins it to the decoder."""
+    return any(part in TOWERS for part in name.split("."))
+
+
+def chat(*parts: Any, said: str = "A cat.") -> list[dict[str, Any]]:
+    worded = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return [{"role": "user", "content": worded}, {"role": "assistant", "content": said}]
+
+
+def documents(family: str, given: int) -> list[tuple[Any, Media]]:
+    """What rows are made of; families that see no films have images in their place, those that hear have sounds too."""
+    one = (chat(IMAGE, said="One."), Media([picture(8, 8, 2)]))
+    watched = (chat(VIDEO, "A film?"), Media(videos=[film(5, 24, 16)])) if family in FILMING else one
+    both = (chat(VIDEO, AUDIO), Media(videos=[film(2, 8, 24, 3, fps=0.5)], audios=[sound(9000)]))
+    heard = [(chat(AUDIO, "x", AUDIO), Media(audios=[sound(10_000), sound(4_000)])), both] if family in HEARING else []
+    return {
+        MANY: [
+            (chat(IMAGE, "What?", IMAGE), Media([picture(20, 30), picture(16, 40, 1)])),
+            (chat("No picture.", said="Nothing."), Media()),
+            (chat("x", IMAGE, said="A cat, and a dog."), Media([picture(50, 50, 6)])),
+            *heard[:1],
+        ],
+        NONE: [(chat("Text alone.", said="Yes."), Media()), (chat("More.", said="No."), Media())],
+        FILM: [watched, one, *heard[1:]],
+        FIVE: [(chat(*[IMAGE] * 5, said="Five."), Media([picture(8 + 8 * i, 16, i) for i in range(5)]))],
+    }[given]
+
+
+@cache
+def encoded(family: str, given: int) -> list[Encoded]:
+    processor, config = make_processor(family), make_model(family).config
+    return [encode_media(processor, config, *each, render=render_chat) for each in documents(family, given)]
+
+
+def tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@cache
+def plain_gradients(family: str, given: Sequence[int]) -> tuple[float, int, dict[str, Tensor | None]]:
+    """Loss, targets and gradients of all documents alone, by plain transformers on one rank."""
+    model = make_model(family)
+    total, targets = torch.zeros(()), 0
+    for document in (document for each in given for document in encoded(family, each)):
+        tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
+        kinds_1N = torch.from_numpy(document.kinds_N).long()[None]
+        kinds = "token_type_ids" if family == "gemma3" else "mm_token_type_ids"
+        told = {"input_ids": tokens_1N, "attention_mask": torch.ones_like(tokens_1N), kinds: kinds_1N}
+        logits = model(**told, **tensors(document.arrays), use_cache=False).logits
+        labels_N = torch.where(torch.from_numpy(document.learn_N), tokens_1N[0], -100)[1:]
+        total = total + F.cross_entropy(logits[0, :-1], labels_N, ignore_index=-100, reduction="sum")
+        targets += int((labels_N >= 0).sum())
+    (total / targets).backward()
+    return total.item() / targets, targets, {name: p.grad for name, p in model.named_parameters()}

@@ -30,6 +30,7 @@ from omni_models.export import hf_keys as hf_keys
 from omni_models.facts import ModelFacts as ModelFacts
 from omni_models.facts import describe as describe
 from omni_models.facts import flops_per_token as flops_per_token
+from omni_models.groups import group_images as group_images
 from omni_models.kernels import fitting_kernels as fitting_kernels
 from omni_models.kernels import kernel_problems as kernel_problems
 from omni_models.kernels import use_kernels as use_kernels

@@ -4,8 +4,10 @@ Where documents end rides as keyword arguments of `model(...)` down to these fun
 
     cu_seqlens   (documents + 1,) int32: bounds of the documents in the B*S flattened tokens; none crosses a row
     max_seqlen   tokens of the longest
+    group_ids    (B, S): tokens of one id above 0 see each other both ways, as those of an image do in some models
 
-Without them `position_ids` (B, S) that restart at 0 say the same, and without those each row is one document.
+Without the first two `position_ids` (B, S) that restart at 0 say where documents end, and without those each row is
+one. Without the last no tokens do.
 
 Dimensions: B rows, S tokens a row, N query heads, K key and value heads, D head dim, T = B*S tokens.
 """
@@ -42,6 +44,7 @@ def eager(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    group_ids: Tensor | None = None,
     **facts: Any,
 ) -> tuple[Tensor, None]:
     """The readable reference: whole S x S scores, softmax in fp32. Every variant; memory grows as B*N*S^2.
@@ -58,6 +61,7 @@ def eager(
         softcap: scores become softcap * tanh(scores / softcap).
         s_aux: (N,) logits of the attention sinks, which take weight and give nothing.
         is_causal: a query sees no later key.
+        group_ids: (B, S), but for those of its own group, within the window.
         facts: `cu_seqlens`, `max_seqlen` or `position_ids`.
 
     Raises:
@@ -70,7 +74,8 @@ def eager(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     cu_seqlens, _ = find_documents(q_BNSD, k_BKSD, facts)
-    allowed_BSS = same_document(cu_seqlens, q_BNSD) & reach(S, causal_of(module, is_causal), sliding_window, q_BNSD)
+    within = reach(S, causal_of(module, is_causal), sliding_window, q_BNSD, group_ids=group_ids)
+    allowed_BSS = same_document(cu_seqlens, q_BNSD) & within
     scores = scores.masked_fill(~allowed_BSS[:, None], torch.finfo(scores.dtype).min)
     if s_aux is not None:
         sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
@@ -103,6 +108,7 @@ def varlen(
     Raises:
         ValueError: for softcap, sinks and dropout, which the kernel lacks, and for another device or dtype.
     """
+    refuse_lacking("varlen", group_ids=facts.pop("group_ids", None))
     refuse_unknown(module, mask, facts)
     refuse_lacking("varlen", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
     if not q_BNSD.is_cuda or q_BNSD.dtype not in (torch.bfloat16, torch.float16):
@@ -145,8 +151,8 @@ def fa4(
     Raises:
         ValueError: for dropout, which the kernels lack, for another device, dtype or head dim, and if not installed.
     """
+    refuse_lacking("fa4", dropout=dropout or None, group_ids=facts.pop("group_ids", None))
     refuse_unknown(module, mask, facts)
-    refuse_lacking("fa4", dropout=dropout or None)
     B, N, S, D = q_BNSD.shape
     K, Dv = v_BKSD.shape[1], v_BKSD.shape[3]
     # The backward kernel wants one dim for all three where keys are shared, and the tiles of the forward kernel are cut

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from omni_models.fa4 import INSTALL, fa4_problems, find_capability, has_fa4
 from omni_models.flex import flex_problems
+from omni_models.groups import GROUPED
 from omni_models.sdpa import cudnn_problems
 from omni_models.support import has_window
 
@@ -17,15 +18,24 @@ ASKED_FOR: Final = ("cudnn", "flex")
 
 
 def choose_attention(
-    model: PreTrainedModel, device_type: str, dtype: torch.dtype, *, capability: tuple[int, int] | None = None
+    model: PreTrainedModel,
+    device_type: str,
+    dtype: torch.dtype,
+    *,
+    capability: tuple[int, int] | None = None,
+    images: bool = False,
 ) -> str:
     """The fastest backend that computes this model's attention exactly on this device in this dtype.
 
-    `capability` is that of a GPU that is not here, major and minor; left out, it is that of this machine.
+    `capability` is that of a GPU that is not here, major and minor; left out, it is that of this machine. `images` says
+    whether rows have images, whose tokens see each other both ways in some models.
     Pure but for two questions put to this machine: whether FlashAttention-4 is installed, and what its GPU can do.
     """
-    how = {"capability": capability}
-    return next(name for name in BACKENDS if not attention_problems(model, name, device_type, dtype, **how))
+
+    def fits(name: str) -> bool:
+        return not attention_problems(model, name, device_type, dtype, capability=capability, images=images)
+
+    return next(filter(fits, BACKENDS))
 
 
 def attention_problems(
@@ -35,10 +45,12 @@ def attention_problems(
     dtype: torch.dtype,
     *,
     capability: tuple[int, int] | None = None,
+    images: bool = False,
 ) -> list[str]:
     """Why backend `attend` cannot compute this model's attention on this device in this dtype, if it cannot.
 
-    Pure, but for the questions about FlashAttention-4 of `choose_attention`, whose `capability` it is, cuDNN's too.
+    Pure, but for the questions about FlashAttention-4 of `choose_attention`, whose `capability` and `images` these are,
+    cuDNN's too.
     """
     text = model.config.get_text_config()
     lacks = [
@@ -50,6 +62,8 @@ def attention_problems(
         )
         if asked and attend != "eager"
     ]
+    if images and model.config.model_type in GROUPED and attend not in ("eager", "sdpa"):
+        lacks.append("groups of tokens that see each other both ways")
     problems = [
         f"{attend} attention has no {what}, which {model.config.model_type} asks for: use eager." for what in lacks
     ]

@@ -1,4 +1,5 @@
-"""What attention is told beside queries, keys and values: where documents end, and nothing that it would not read.
+"""What attention is told beside queries, keys and values: where documents end, which tokens see each other both ways,
+and nothing that it would not read.
 
 Dimensions: B rows, S tokens a row, N query heads, K key heads, D head dim.
 """
@@ -46,11 +47,19 @@ def same_document(cu_seqlens: Tensor, q_BNSD: Tensor) -> Tensor:
     return document_BS[:, :, None] == document_BS[:, None, :]
 
 
-def reach(size: int, causal: bool, window: int | None, like: Tensor) -> Tensor:
-    """(size, size) bool: whether a query may see a key, by their distance alone."""
+def same_group(group_ids: Tensor) -> Tensor:
+    """(..., S, S) bool: whether query and key are of one group, by ids (..., S) of which 0 is no group."""
+    return (group_ids[..., :, None] == group_ids[..., None, :]) & (group_ids[..., :, None] > 0)
+
+
+def reach(size: int, causal: bool, window: int | None, like: Tensor, *, group_ids: Tensor | None = None) -> Tensor:
+    """(size, size) bool, with groups one for each row: whether a query may see a key, by their distance, or by that and
+    as one of its group."""
     token = torch.arange(size, device=like.device)
     distance = token[:, None] - token[None, :]
     reach = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if group_ids is not None:
+        reach = reach | same_group(group_ids)
     if window is not None:
         reach = reach & (distance < window if causal else distance.abs() < window)
     return reach

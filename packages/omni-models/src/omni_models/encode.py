@@ -200,14 +200,22 @@ def _process(processor: Any, text: str, media: Media) -> _Read:
         rate = processor.feature_extractor.sampling_rate
         given |= {"audio": list(media.audios), "audio_kwargs": {"sampling_rate": rate}}
     how_text = {"add_special_tokens": False, "return_offsets_mapping": True}
-    more = {"return_text_replacement_offsets": True, "return_tensors": "np"}
+    # Some compute with films that they were given back, as tensors of the kind that they say.
+    kind = (getattr(processor, "videos_kwargs", None) or {}).get("return_tensors", "np") if media.videos else "np"
+    more = {"return_text_replacement_offsets": True, "return_tensors": kind}
     out = dict(processor(text=[text], text_kwargs=how_text, **more, **given))
     (tokens,), (offsets,) = (np.asarray(out.pop(name)).tolist() for name in ("input_ids", "offset_mapping"))
-    replaced = out.pop("text_replacement_offsets", None) or [[]]
+    replaced = out.pop("text_replacement_offsets", None)
+    replaced = [] if replaced is None or len(replaced) == 0 else replaced[0]
     for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "video_metadata"):
         out.pop(name, None)
+    if "video_second_per_grid" in out:
+        # The processor takes all films for ones of two frames a second.
+        frames = processor.video_processor.temporal_patch_size
+        rates = [_metadata(shown.shape, times).sampled_fps for shown, times in media.videos]
+        out["video_second_per_grid"] = [frames / rate for rate in rates]
     arrays = {name: np.asarray(array) for name, array in out.items()}
-    return _Read(tokens, _before(offsets, replaced[0]), arrays)
+    return _Read(tokens, _before(offsets, replaced), arrays)
 
 
 def _before(offsets: Sequence[Sequence[int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:

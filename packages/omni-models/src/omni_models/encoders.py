@@ -43,7 +43,10 @@ def map_encoders(model: M, f: Callable[[str, EncodeFn, Replace], EncodeFn]) -> M
     """
     kinds = encoder_kinds(model)
     if not kinds:
-        raise ValueError(f"{type(model).__name__} has no encoder of images, films or sounds.")
+        raise ValueError(
+            f"{type(model).__name__} has no encoder of images, films or sounds that it calls by a name of its own "
+            f"({', '.join(f'get_{kind}_features' for kind in KINDS)}): leave its media where they are."
+        )
     for kind in kinds:
         owner = _find_owner(model, kind)
         name = f"get_{kind}_features"
@@ -64,9 +67,12 @@ def replace_features(output: Any, g: Callable[[Tensor], Tensor]) -> Any:
     deep = getattr(output, _DEEP, None) or ()
     parts = [_flat(own), *map(_flat, deep)]
     widths = [part.shape[1] for part in parts]
-    taken = g(torch.cat(parts, dim=1) if deep else parts[0]).split(widths, dim=1)
+    # Without others they are no view: models return them, and units of sharding should not return views.
+    taken = g(torch.cat(parts, dim=1)).split(widths, dim=1) if deep else [g(parts[0])]
     shaped = [(part,) if isinstance(own, tuple | list) else part for part in taken]
-    setattr(output, name, shaped[0])
+    # Towers of sounds have the same features under both names, and models read either.
+    for each in (each for each in _FIELDS if getattr(output, each, None) is own):
+        setattr(output, each, shaped[0])
     if deep:
         setattr(output, _DEEP, list(shaped[1:]))
     return output

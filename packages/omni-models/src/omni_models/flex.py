@@ -62,8 +62,8 @@ def flex(
     Raises:
         ValueError: for dropout, which it lacks, and where it cannot be compiled.
     """
+    refuse_lacking("flex", dropout=dropout or None, group_ids=facts.pop("group_ids", None))
     refuse_unknown(module, mask, facts)
-    refuse_lacking("flex", dropout=dropout or None)
     if problems := flex_problems(q_BNSD.device.type):
         raise ValueError(" ".join(problems))
     (B, _, S, D), Dv = q_BNSD.shape, v_BKSD.shape[3]

@@ -24,9 +24,19 @@ TEXT, IMAGE, VIDEO, AUDIO = 0, 1, 2, 3
 _NAMES: Final = {IMAGE: "image", VIDEO: "video", AUDIO: "audio"}
 _GRIDS: Final = {IMAGE: "image_grid_thw", VIDEO: "video_grid_thw"}
 _PIXELS: Final = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
-_SECONDS: Final = "second_per_grid_ts"
-_OWNERS: Final = {_GRIDS[IMAGE]: IMAGE, _GRIDS[VIDEO]: VIDEO, _SECONDS: VIDEO}
-"""By argument of `get_rope_index`: the kind of media that it has an entry for."""
+_HEARD: Final = "feature_attention_mask"
+_SECONDS: Final = ("second_per_grid_ts", "video_second_per_grid")
+_OWNERS: Final = {_GRIDS[IMAGE]: IMAGE, _GRIDS[VIDEO]: VIDEO, **dict.fromkeys(_SECONDS, VIDEO), _HEARD: AUDIO}
+"""By argument of the model that its `get_rope_index` asks for: the kind of media that it has an entry for."""
+_ASKED: Final = frozenset(
+    {
+        *("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"),
+        *("second_per_grids", "audio_seqlens", "use_audio_in_video", "kwargs"),
+    }
+)
+"""What a `get_rope_index` may ask for, and is told here."""
+_HALVED_TWICE: Final = ("qwen2_audio", "qwen2_5_omni_thinker")
+"""Types whose tower hears through a convolution and a pooling, both of stride 2."""
 
 
 def token_kinds(config: PreTrainedConfig, tokens_N: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -67,12 +77,14 @@ def count_features(config: PreTrainedConfig, media: Mapping[str, Any]) -> dict[i
         if name in media:
             area = _vision(config).spatial_merge_size ** 2
             counts[kind] = [int(size) // area for size in np.asarray(media[name]).prod(axis=-1)]
-    if "feature_attention_mask" in media and config.model_type == "qwen2_audio":
-        heard = np.asarray(media["feature_attention_mask"]).sum(axis=-1)
-        # A convolution and a pooling, both of stride 2.
+    pixels, each = media.get(_PIXELS[IMAGE]), _tile_features(config)
+    if IMAGE not in counts and pixels is not None and pixels.ndim == 4 and each is not None:
+        counts[IMAGE] = [each] * len(pixels)
+    if _HEARD in media and config.model_type in _HALVED_TWICE:
+        heard = np.asarray(media[_HEARD]).sum(axis=-1)
         counts[AUDIO] = [((int(frames) - 1) // 2 + 1 - 2) // 2 + 1 for frames in heard]
     known = {name for kind in counts for name in (_GRIDS.get(kind), _PIXELS.get(kind))}
-    known |= {_SECONDS, *(("feature_attention_mask", "input_features") if AUDIO in counts else ())}
+    known |= {*_SECONDS, *((_HEARD, "input_features") if AUDIO in counts else ())}
     if unknown := sorted(set(media) - known):
         raise ValueError(
             f"{config.model_type}: how many features it makes of {', '.join(unknown)} is not known here, so nothing "
@@ -99,7 +111,7 @@ def media_problems(config: PreTrainedConfig, tokens_N: NDArray[np.integer], medi
             )
         grid, pixels = _GRIDS.get(kind, ""), _PIXELS.get(kind, "")
         patches = int(np.asarray(media[grid]).prod(axis=-1).sum()) if grid in media else 0
-        if pixels in media and len(media[pixels]) != patches:
+        if grid in media and pixels in media and len(media[pixels]) != patches:
             problems.append(f"{pixels} has {len(media[pixels])} patches where {grid} tells of {patches}.")
     return problems
 
@@ -152,9 +164,9 @@ def media_positions(
         ValueError: if the placeholders of a document do not fit its media, or the model's positions depend on more.
     """
     part: Any = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
-    takes = {} if part is None else inspect.signature(part.get_rope_index).parameters
-    if part is not None and "mm_token_type_ids" not in takes:
-        raise ValueError(f"{type(part).__name__} gives positions by more than tokens and grids: it is not built yet.")
+    takes = frozenset(() if part is None else inspect.signature(part.get_rope_index).parameters)
+    if more := sorted(takes - _ASKED):
+        raise ValueError(f"{type(part).__name__} gives positions by {', '.join(more)} too, which is not built yet.")
     media = {name: array.cpu() for name, array in media.items()}
     counted = count_features(model.config, media)
     features = {kind: counted.get(kind, []) for kind in _NAMES}
@@ -168,11 +180,26 @@ def media_positions(
         first = {k: taken.stop for k, taken in own.items()}
         if part is None:
             continue
-        facts = {name: media[name][own[k]] for name, k in _OWNERS.items() if name in media and name in takes}
-        types_1N = torch.from_numpy(kinds_N.astype(np.int64))[None]
-        planes_PBS[1:, row, span] = part.get_rope_index(tokens_N[None], mm_token_type_ids=types_1N, **facts)[0][:, 0]
+        if "use_audio_in_video" in takes:
+            _refuse_sounds_of_films(model.config, tokens_N, row)
+        told = {name: media[name][own[k]] for name, k in _OWNERS.items() if name in media}
+        told |= {"mm_token_type_ids": torch.from_numpy(kinds_N.astype(np.int64))[None]}
+        told |= {"attention_mask": torch.ones_like(tokens_N)[None], "second_per_grids": told.get(_SECONDS[1])}
+        told |= {"audio_seqlens": told[_HEARD].sum(-1) if _HEARD in told else None}
+        told = {name: fact for name, fact in told.items() if name in takes and fact is not None}
+        planes_PBS[1:, row, span] = part.get_rope_index(tokens_N[None], **told)[0][:, 0]
     _check_all_taken(features, first)
     return planes_PBS[0] if part is None else planes_PBS
+
+
+def _refuse_sounds_of_films(config: PreTrainedConfig, tokens_N: Tensor, row: int) -> None:
+    """Features of a film and of its sound would alternate in a row, and each medium be in many pieces."""
+    starts = [_token(config, name) for name in ("vision_start", "audio_start")]
+    if any(pair == tuple(starts) for pair in pairwise(tokens_N.tolist())):
+        raise ValueError(
+            f"row {row}: a film begins with its sound (use_audio_in_video), which is not built yet: give the sound as "
+            "a medium of its own."
+        )
 
 
 def _check_all_taken(features: Mapping[int, Sequence[int]], first: Mapping[int, int]) -> None:
@@ -208,6 +235,12 @@ def _token(config: PreTrainedConfig, name: str) -> int | None:
     """The placeholder of a kind of media, by either name that transformers has for it."""
     token = getattr(config, f"{name}_token_id", None)
     return getattr(config, f"{name}_token_index", None) if token is None else token
+
+
+def _tile_features(config: PreTrainedConfig) -> int | None:
+    """How many features a tower makes of an image, or a tile, of the one size that it sees."""
+    names = ("mm_tokens_per_image", "image_seq_length")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def _vision(config: PreTrainedConfig) -> Any:

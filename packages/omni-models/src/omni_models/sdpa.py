@@ -29,11 +29,13 @@ def sdpa(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    group_ids: Tensor | None = None,
     **facts: Any,
 ) -> tuple[Tensor, None]:
     """torch's scaled dot product attention, one call a document: any device, any dtype, memory linear in S.
 
-    Arguments as in `omni_models.attention.eager`. With many documents on a GPU "varlen" is the faster one.
+    Arguments as in `omni_models.attention.eager`. Documents with groups or windows have a mask, as large as the square
+    of their tokens. With many documents on a GPU "varlen" is the faster one.
 
     Raises:
         ValueError: for softcap and sinks, which torch's kernels lack.
@@ -45,15 +47,17 @@ def sdpa(
     cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
     k_BNSD, v_BNSD = (repeat_heads(x, N) for x in (k_BKSD, v_BKSD))
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, groups: Tensor | None) -> Tensor:
         size = q.shape[2]
-        windowed = sliding_window is not None and sliding_window < size
-        within = reach(size, causal, sliding_window, q) if windowed else None
+        masked = (sliding_window is not None and sliding_window < size) or groups is not None
+        within = reach(size, causal, sliding_window, q, group_ids=groups) if masked else None
+        # A mask of each row is the same for all heads.
+        within = within if within is None or within.ndim == 2 else within[:, None]
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=within, dropout_p=dropout, is_causal=causal and not windowed, scale=scaling
+            q, k, v, attn_mask=within, dropout_p=dropout, is_causal=causal and not masked, scale=scaling
         )
 
-    return _by_document(attend, (q_BNSD, k_BNSD, v_BNSD), cu_seqlens, longest), None
+    return _by_document(attend, (q_BNSD, k_BNSD, v_BNSD), cu_seqlens, longest, group_ids=group_ids), None
 
 
 def cudnn(
@@ -80,6 +84,7 @@ def cudnn(
         ValueError: for softcap, sinks, dropout and windows that hide something, which it lacks, and for another device,
             dtype or head dim.
     """
+    refuse_lacking("cudnn", group_ids=facts.pop("group_ids", None))
     refuse_unknown(module, mask, facts)
     cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
     refuse_lacking("cudnn", softcap=softcap, s_aux=s_aux, dropout=dropout or None)
@@ -93,7 +98,7 @@ def cudnn(
         raise ValueError(" ".join(problems))
     causal = causal_of(module, is_causal)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, groups: None) -> Tensor:
         size = q.shape[2]
         # Of one key cuDNN makes no plan; twice the same key gives what it gives once.
         q, k, v = (x.repeat_interleave(2, dim=2) if size == 1 else x for x in (q, k, v))
@@ -127,18 +132,30 @@ def repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
 
 
 def _by_document(
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[..., Tensor],
     heads: tuple[Tensor, Tensor, Tensor],
     cu_seqlens: Tensor,
     longest: int,
+    *,
+    group_ids: Tensor | None = None,
 ) -> Tensor:
-    """(B, S, N, D): what `attend` gives of queries, keys and values (B, heads, S, D), called for each document
-    alone, or once where each row is one."""
+    """(B, S, N, D): what `attend` gives of queries, keys and values (B, heads, S, D) and groups (B, S), if there are
+    any, called for each document alone, or once where each row is one."""
     B, _, S, _ = heads[0].shape
     if longest == S and len(cu_seqlens) == B + 1:
-        return attend(*heads).transpose(1, 2).contiguous()
-    pieces = [
-        attend(*(x[start // S, :, start % S : start % S + stop - start][None] for x in heads))
-        for start, stop in pairwise(cu_seqlens.tolist())
-    ]
+        return attend(*heads, group_ids).transpose(1, 2).contiguous()
+    pieces = []
+    grouped = _count_grouped(group_ids, cu_seqlens)
+    for (start, stop), tokens in zip(pairwise(cu_seqlens.tolist()), grouped, strict=True):
+        row, span = start // S, slice(start % S, start % S + stop - start)
+        groups = group_ids[row, span][None] if group_ids is not None and tokens else None
+        pieces.append(attend(*(x[row, :, span][None] for x in heads), groups))
     return torch.cat([piece[0].transpose(0, 1) for piece in pieces]).unflatten(0, (-1, S))
+
+
+def _count_grouped(group_ids: Tensor | None, cu_seqlens: Tensor) -> list[int]:
+    """How many tokens of each document are of a group; the host waits for the device."""
+    if group_ids is None:
+        return [0] * (len(cu_seqlens) - 1)
+    before = F.pad((group_ids > 0).flatten().cumsum(0), (1, 0))
+    return before[cu_seqlens.to(before.device, torch.int64)].diff().tolist()

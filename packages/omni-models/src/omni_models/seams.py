@@ -20,15 +20,20 @@ from transformers.integrations.moe import ExpertsInterface
 
 from omni_models.attention import ATTENTIONS, AttentionFn
 from omni_models.experts import COMPUTE, ExpertsFn, compute_experts, grouped_experts, is_experts
+from omni_models.groups import GROUPED, overlays_images
 from omni_models.linear import CONV, RULE, use_linear
 from omni_models.rope import exact_rope
-from omni_models.support import is_attention, overlays_images
+from omni_models.support import is_attention
 
 M = TypeVar("M", bound=PreTrainedModel)
 NAME = "omni"
 """The name of the constants in transformers' registries."""
 _ATTEND = "omni_attention"
 """The attribute of an attention module that holds its own function."""
+_OF_ROWS = ("cu_seqlens", "max_seqlen", "group_ids")
+"""What is told of rows of text."""
+_KINDS = ("token_type_ids", "mm_token_type_ids")
+"""What models make the masks of images from."""
 
 
 def use_attention(model: M, attend: str | AttentionFn) -> M:
@@ -65,7 +70,7 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
         # The public setter checks names against a list of its own; the field is what every layer reads.
         module.config._attn_implementation_internal = NAME
     for module in filter(overlays_images, inner):
-        module.register_forward_pre_hook(_refuse_images, with_kwargs=True)
+        module.register_forward_pre_hook(_ask_for_groups, with_kwargs=True)
     for tower in towers:
         tower.register_forward_pre_hook(_forget_documents, with_kwargs=True)
     model.register_forward_pre_hook(partial(_refuse_mask, type(model).__name__), with_kwargs=True)
@@ -168,17 +173,21 @@ def _models(module: nn.Module) -> list[PreTrainedModel]:
 def _forget_documents(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[object, Any]:
     """Where documents of text end is handed to towers, too, and those of images take it for where images end, which has
     the same name there; without it they count that themselves."""
-    return args, {name: value for name, value in kwargs.items() if name not in ("cu_seqlens", "max_seqlen")}
+    return args, {name: value for name, value in kwargs.items() if name not in _OF_ROWS}
 
 
-def _refuse_images(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+def _ask_for_groups(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
     """A mask over the tokens of an image is never made here, where no mask is; text alone needs none."""
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if isinstance(kinds := kwargs.get(name), Tensor) and bool(kinds.any()):
-            raise ValueError(
-                f"{type(module).__name__} lets the tokens of an image see one another by a mask ({name} marks some), "
-                "which is not built yet: pass rows of text."
-            )
+    can = getattr(module.config, "model_type", None) in GROUPED
+    told = can and kwargs.get("group_ids") is not None
+    marked = [name for name in _KINDS if isinstance(kinds := kwargs.get(name), Tensor) and bool(kinds.any())]
+    if marked or (kwargs.get("pixel_values") is not None and not told):
+        how = f"by {marked[0]}" if marked else "and was given images"
+        remedy = "pass group_ids, as group_images makes them" if can else "it is not built yet: pass rows of text"
+        raise ValueError(
+            f"{type(module).__name__} lets the tokens of an image see one another by a mask, {how}, but no mask "
+            f"reaches attention: {remedy}."
+        )
 
 
 def _refuse_mask(name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:

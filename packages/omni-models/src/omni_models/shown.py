@@ -70,7 +70,9 @@ def list_media(
             tuple(int(np.prod(grid)) if each in _PATCHES and grid is not None else 1 for each in arrays)
             for grid in grids or [None] * len(placed[kind])
         ]
-        costs = [1.0] * len(rows) if grids is None else [tower_flops(config, grid) for grid in grids]
+        # Tiles of one size, and sounds, which are heard in windows, cost as much as they have features.
+        lengths = [float(len(places)) for _, places in placed[kind]]
+        costs = lengths if grids is None else [tower_flops(config, grid) for grid in grids]
         found[name] = Shown(arrays, rows, placed[kind], costs)
     if writes_films_as_images(config) and (films := found.pop("video", None)) is not None:
         found["image"] = _join_films(found.get("image"), films)

@@ -101,12 +101,6 @@ def expert_problems(modules: Sequence[nn.Module]) -> tuple[str, ...]:
     )
 
 
-def overlays_images(module: nn.Module) -> bool:
-    """Whether `module` lets the tokens of an image see one another by a mask laid over the causal one."""
-    source = inspect.getsource(inspect.unwrap(type(module).forward))
-    return any(name in source for name in ("block_sequence_ids", "or_mask_function"))
-
-
 def is_attention(module: nn.Module) -> bool:
     """Whether `module` is one that calls the attention interface."""
     return hasattr(module, "is_causal") or "Attention" in type(module).__name__

@@ -97,7 +97,12 @@ def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tens
         torch._assert_async(bounds[-1] == B * S, f"cu_seqlens must end at {B * S}, {B} rows of {S} tokens")
     elif bounds is not None and int(bounds[-1]) != B * S:
         problems.append(f"cu_seqlens ends at {int(bounds[-1])}, but {B} rows of {S} tokens end at {B * S}.")
-    known = (*_CUT, "visual_pos_masks")
+    known = (*_CUT, *_OF_ROWS, "visual_pos_masks")
+    problems += [
+        f"{key} is {list(inputs[key].shape)}, the rows are {[B, S]}: it is of whole rows."
+        for key in _OF_ROWS
+        if inputs.get(key) is not None and inputs[key].shape != (B, S)
+    ]
     problems += [
         f"{key} has {S} tokens, and how it is cut is not known here."
         for key, value in inputs.items()
@@ -111,6 +116,9 @@ def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tens
 
 _MEDIA = ("pixel_", "image_", "video_", "input_features", "feature_", "second_per_grid")
 """How the names of inputs begin that have a value for each medium, or patch, or frame."""
+
+_OF_ROWS = ("group_ids",)
+"""Inputs (B, S) of whole rows that attention reads, which sees whole rows."""
 
 _KEPT = ("position_ids", "attention_mask", "past_key_values", "deepstack_visual_embeds")
 """Inputs with tokens that are looked at one by one."""

@@ -141,17 +141,15 @@ def deliver(made_FX: Tensor, *, route: Route, kind: str = "medium") -> Tensor:
     if len(made_FX) != (wanted := sum(medium.features for medium in route.encodes)):
         raise ValueError(f"the encoder made {len(made_FX)} features of {kind}s that {wanted} tokens stand for.")
     made_F, order_G = (_on(index, made_FX.device) for index in (route.made_F, route.order_G))
-    return _Deliver.apply(made_FX, made_F, order_G, list(route.going), list(route.coming))  # pyright: ignore[reportReturnType]
+    return _Deliver.apply(made_FX, made_F, order_G, route)  # pyright: ignore[reportReturnType]
 
 
 class _Deliver(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, made_FX: Tensor, made_F: Tensor, order_G: Tensor, going: list[int], coming: list[int]
-    ) -> Tensor:
+    def forward(ctx: Any, made_FX: Tensor, made_F: Tensor, order_G: Tensor, route: Route) -> Tensor:
         ctx.save_for_backward(made_F, order_G)
-        ctx.going, ctx.coming, ctx.count = going, coming, len(made_FX)
-        return exchange(made_FX[made_F], going, coming, dist.group.WORLD)[order_G]
+        ctx.going, ctx.coming, ctx.count = list(route.going), list(route.coming), len(made_FX)
+        return exchange(made_FX[made_F], ctx.going, ctx.coming, dist.group.WORLD)[order_G]
 
     @staticmethod
     @once_differentiable
@@ -160,7 +158,7 @@ class _Deliver(torch.autograd.Function):
         # Each feature is taken once, so nothing is summed; what nobody takes has no gradient.
         arrived_GX = torch.empty_like(grads[0]).index_copy_(0, order_G, grads[0])
         back = exchange(arrived_GX, ctx.coming, ctx.going, dist.group.WORLD)
-        return back.new_zeros(ctx.count, *back.shape[1:]).index_copy_(0, made_F, back), None, None, None, None
+        return back.new_zeros(ctx.count, *back.shape[1:]).index_copy_(0, made_F, back), None, None, None
 
 
 def _on(index: NDArray[np.int64], device: torch.device) -> Tensor:
