@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from experts import whole
-from senses import FILMING, HEARING, film, make_model, make_processor, picture, sound
+from senses import FILMING, HEARING, film, make_model, make_processor, picture, sound, told_alone
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -93,8 +93,9 @@ def check(case: Case) -> Passed:
             loss = summed_loss(model, step.inputs, step.labels_Bs) / targets
             loss.backward()
             total += loss.detach()
-            own += sum(medium.rows[0] for owned in step.owned.values() for medium in owned.media)
-            copies += sum(m.rows[0] for r in step.routes.values() if not sum(r.going) for m in r.encodes)
+            own += sum(m.rows[0] for kind, owned in step.owned.items() if kind != "audio" for m in owned.media)
+            routes = [route for kind, route in step.routes.items() if kind != "audio"]
+            copies += sum(m.rows[0] for route in routes if not sum(route.going) for m in route.encodes)
         grads = {name: whole(param.grad) for name, param in model.named_parameters()}
         loss = global_sum(total).item()
         if world.rank == 0:
@@ -237,12 +238,9 @@ def plain_gradients(family: str, given: Sequence[int]) -> tuple[float, int, dict
     model = make_model(family)
     total, targets = torch.zeros(()), 0
     for document in (document for each in given for document in encoded(family, each)):
-        tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
-        kinds_1N = torch.from_numpy(document.kinds_N).long()[None]
-        kinds = "token_type_ids" if family == "gemma3" else "mm_token_type_ids"
-        told = {"input_ids": tokens_1N, "attention_mask": torch.ones_like(tokens_1N), kinds: kinds_1N}
-        logits = model(**told, **tensors(document.arrays), use_cache=False).logits
-        labels_N = torch.where(torch.from_numpy(document.learn_N), tokens_1N[0], -100)[1:]
+        told = told_alone(family, document)
+        logits = model(**told, use_cache=False).logits
+        labels_N = torch.where(torch.from_numpy(document.learn_N), told["input_ids"][0], -100)[1:]
         total = total + F.cross_entropy(logits[0, :-1], labels_N, ignore_index=-100, reduction="sum")
         targets += int((labels_N >= 0).sum())
     (total / targets).backward()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from senses import SEEING, film, make_model, make_processor, picture, sound
+from senses import SEEING, film, make_model, make_processor, picture, sound, told_alone
 
 from omni_data import Sample, document_bounds, pack_batch, render_chat
-from omni_models import Media, encode_media, media_positions, summed_loss, use_attention
+from omni_models import Media, encode_media, group_images, media_positions, summed_loss, use_attention
 
 IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
 
@@ -35,10 +35,14 @@ SOUNDS = [
     (chat("No sound.", said="Nothing."), Media()),
     (chat("x", AUDIO, said="A bell."), Media(audios=[sound(14_000, 3)])),
 ]
+ALL = [
+    (chat(AUDIO, IMAGE, "x", VIDEO, AUDIO), Media([picture(9, 30)], [film(3, 9, 40, 4, fps=1.0)], [sound(3_000)] * 2))
+]
 # GLM-4V writes films with the tokens of images; transformers refuses a batch of both.
-CASES = [(family, [*IMAGES, *FILMS, *BOTH]) for family in SEEING if family != "glm4v"]
-CASES += [("glm4v", IMAGES), ("glm4v", FILMS)]
-HEARD = [("qwen2_audio", SOUNDS)]
+CASES = [(f, [*IMAGES, *FILMS, *BOTH]) for f in SEEING if f not in ("glm4v", "gemma3", "internvl")]
+CASES += [("glm4v", IMAGES), ("glm4v", FILMS), ("qwen2_5_omni_thinker", [*SOUNDS, *ALL])]
+# Positions of these are places in a document.
+FLAT = [("qwen2_audio", SOUNDS), ("gemma3", IMAGES), ("internvl", [*IMAGES, *FILMS[:2], *BOTH])]
 
 
 def encoded(family, model, documents):
@@ -52,11 +56,9 @@ def tensors(arrays):
 
 def loss_alone(model, document):
     """The summed loss that plain transformers makes of one document, by its processor's own output."""
-    tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
-    kinds_1N = torch.from_numpy(document.kinds_N).long()[None]
-    kinds = {"mm_token_type_ids": kinds_1N} if hasattr(model.config, "vision_config") else {}
-    logits_1NV = model(input_ids=tokens_1N, use_cache=False, **kinds, **tensors(document.arrays)).logits
-    labels_N = torch.where(torch.from_numpy(document.learn_N), tokens_1N[0], -100)[1:]
+    told = told_alone(model.config.model_type, document)
+    logits_1NV = model(use_cache=False, **told).logits
+    labels_N = torch.where(torch.from_numpy(document.learn_N), told["input_ids"][0], -100)[1:]
     return F.cross_entropy(logits_1NV[0, :-1], labels_N, ignore_index=-100, reduction="sum")
 
 
@@ -73,17 +75,20 @@ def arguments(model, batch):
         tensors(batch.media),
     )
     bounds, longest = document_bounds(batch.segments_BS)
+    groups_BS = group_images(model.config, tokens_BS, segments_BS)
     return {
+        **({} if groups_BS is None else {"group_ids": groups_BS}),
         "input_ids": tokens_BS,
         "position_ids": media_positions(model, tokens_BS, segments_BS, media),
         "cu_seqlens": torch.from_numpy(bounds),
         "max_seqlen": longest,
-        **media,
+        # Seconds tell of positions alone, which are made.
+        **{name: array for name, array in media.items() if "second" not in name},
     }
 
 
 @pytest.mark.parametrize(
-    ("family", "documents"), CASES + HEARD, ids=lambda value: value if isinstance(value, str) else len(value)
+    ("family", "documents"), CASES + FLAT, ids=lambda value: value if isinstance(value, str) else len(value)
 )
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_packed_row_has_the_loss_and_gradients_of_its_documents_alone(family, documents, attention):
@@ -104,6 +109,20 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_documents_alone(family, 
             assert (a.grad - b.grad).abs().max() <= 1e-5 * max(1, a.grad.abs().max()), name
 
 
+def own_positions(model, family, document):
+    """(3, N): what the model gives its decoder, told of one document as its processor would."""
+    caught = []
+    decoder = model.model.language_model
+    hook = decoder.register_forward_pre_hook(
+        lambda m, a, kwargs: caught.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(use_cache=False, **told_alone(family, document))
+    hook.remove()
+    # Of text alone it says nothing, and the decoder counts.
+    return torch.arange(len(document.tokens_N)).expand(3, -1) if caught[0] is None else caught[0][-3:, 0]
+
+
 @pytest.mark.parametrize(
     ("family", "documents"), CASES, ids=lambda value: value if isinstance(value, str) else len(value)
 )
@@ -120,10 +139,7 @@ def test_positions_in_packed_rows_are_the_models_own_of_each_document(family, do
         start = 0
         for document in group:
             stop = start + len(document.tokens_N)
-            given = {k: v for k, v in tensors(document.arrays).items() if not k.startswith("pixel")}
-            tokens, kinds = (torch.from_numpy(x).long()[None] for x in (document.tokens_N, document.kinds_N))
-            own = model.model.get_rope_index(tokens, mm_token_type_ids=kinds, **given)[0][:, 0]
-            assert torch.equal(planes_PBS[1:, row, start:stop], own)
+            assert torch.equal(planes_PBS[1:, row, start:stop], own_positions(model, family, document))
             start = stop
 
 

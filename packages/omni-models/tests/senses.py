@@ -31,6 +31,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.whisper.feature_extraction_whisper import WhisperFeatureExtractor
 
+from omni_models import Encoded
+
 SPECIAL = (
     *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>"),
@@ -210,6 +212,16 @@ def make_config(family: str) -> PreTrainedConfig:
         },
     }[family]
     return AutoConfig.for_model(family, **fields)
+
+
+def told_alone(family: str, document: Encoded) -> dict[str, Any]:
+    """What plain transformers is called with for one document, as its processor would say it."""
+    tokens_1N = torch.from_numpy(document.tokens_N).long()[None]
+    kinds = {"gemma3": "token_type_ids", **dict.fromkeys(("qwen2_audio", "internvl", "qwen2_5_omni_thinker"), None)}
+    name = kinds.get(family, "mm_token_type_ids")
+    told = {name: torch.from_numpy(document.kinds_N).long()[None]} if name else {}
+    arrays = {key: torch.from_numpy(array) for key, array in document.arrays.items()}
+    return {"input_ids": tokens_1N, "attention_mask": torch.ones_like(tokens_1N), **told, **arrays}
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

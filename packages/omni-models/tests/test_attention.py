@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from shapes import FAMILIES, SHAPE, make_config
+from shapes import FAMILIES, make_config
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM
 
 from omni_models import attention_problems, build_model, choose_attention, map_attention, use_attention
 from omni_models.attention import ATTENTIONS, eager, varlen
@@ -238,22 +238,3 @@ def test_what_a_layer_hands_over_and_nobody_reads_is_refused() -> None:
     ids_BS = make_rows()[0]
     with pytest.raises(ValueError, match="LlamaAttention hands position_bias to its attention"):
         model(input_ids=ids_BS, position_bias=torch.zeros(1), use_cache=False)
-
-
-def test_tokens_of_images_that_see_one_another_are_refused_and_text_is_not() -> None:
-    text = {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8}
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = AutoConfig.for_model(
-        "gemma3",
-        text_config=text,
-        vision_config={**vision, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=1,
-        image_token_id=70,
-    )
-    model = use_attention(AutoModelForImageTextToText.from_config(config), "eager")
-    ids_BS = make_rows()[0] % 60
-    kinds = torch.zeros_like(ids_BS)
-    model(input_ids=ids_BS, token_type_ids=kinds, use_cache=False)
-    kinds[0, 3:9] = 1
-    with pytest.raises(ValueError, match="lets the tokens of an image see one another by a mask"):
-        model(input_ids=ids_BS, token_type_ids=kinds, use_cache=False)
