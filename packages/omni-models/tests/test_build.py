@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from senses import SEEING, make_processor, picture, told_alone
+from senses import make_config as make_seeing
 from shapes import make_config
 from transformers import AutoConfig
 
-from omni_models import build_model, read_config, save_config
+from omni_models import Media, build_model, encode_media, fill_weights, read_config, save_config
+
+SMALL_35 = {
+    "text_config": {"hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 80, "intermediate_size": 48},
+    "vision_config": {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32},
+}
 
 
 def test_a_model_on_meta_has_shapes_only() -> None:
@@ -79,9 +86,32 @@ def test_everything_wrong_with_a_configuration_is_told_at_once() -> None:
     assert "num_attention_heads=27 does not divide by num_key_value_heads=5" in message
 
 
-def test_what_is_no_causal_language_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="model type vit is no causal language model"):
+def test_what_makes_no_text_is_refused() -> None:
+    told = "model type vit is no causal language model, nor one of images and text to text, the only kinds built so far"
+    with pytest.raises(ValueError, match=told):
         build_model(AutoConfig.for_model("vit"), device="meta")
+    with pytest.raises(ValueError, match=r"qwen2_5_omni is no .*: take its thinker_config, which is"):
+        build_model(AutoConfig.for_model("qwen2_5_omni"), device="meta")
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_a_model_that_sees_is_built_with_its_tower_on_meta_and_with_weights(family: str) -> None:
+    config = make_seeing(family)
+    empty, built = build_model(config, device="meta"), build_model(config, seed=3).eval()
+    assert type(empty) is type(built) and type(built).__name__.endswith("ForConditionalGeneration")
+    assert all(param.is_meta for param in empty.parameters()) and empty.training
+    filled = fill_weights(empty, None, seed=3)
+    for (name, a), b in zip(built.state_dict().items(), filled.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]
+    document = encode_media(make_processor(family), config, chat, Media([picture(20, 30)]))
+    assert built(**told_alone(family, document), use_cache=False).logits.isfinite().all()
+
+
+def test_where_there_are_two_models_of_a_type_a_tower_in_the_configuration_decides() -> None:
+    config = AutoConfig.for_model("qwen3_5", **SMALL_35)
+    assert type(build_model(config, device="meta")).__name__ == "Qwen3_5ForConditionalGeneration"
+    assert type(build_model(config.get_text_config(), device="meta")).__name__ == "Qwen3_5ForCausalLM"
 
 
 def test_quantised_weights_are_refused() -> None:

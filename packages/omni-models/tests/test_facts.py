@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from senses import SEEING, make_model
 from shapes import make_config
 
 from omni_models import PRESETS, build_model, describe, flops_per_token, read_config
@@ -52,6 +53,18 @@ def test_active_parameters_leave_out_lookups_and_idle_experts() -> None:
     one_expert = 3 * 32 * 16
     assert moe.experts == ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
     assert moe.active_params == moe.num_params - 80 * 32 - 2 * 4 * one_expert
+
+
+@pytest.mark.parametrize("family", (*SEEING, "qwen2_audio"))
+def test_a_token_of_text_is_multiplied_by_no_tower(family: str) -> None:
+    model = make_model(family)
+    facts = describe(model)
+    towers = [module for name, module in model.model.named_children() if name != "language_model"]
+    assert facts.tower_params == sum(p.numel() for tower in towers for p in tower.parameters()) > 0
+    looked_up = 0 if facts.tied_embeddings else model.get_input_embeddings().weight.numel()
+    idle = 2 * (4 - 2) * 3 * 32 * 16 if facts.num_experts else 0
+    assert facts.active_params == facts.num_params - facts.tower_params - looked_up - idle
+    assert describe(build_model(make_config("llama"), device="meta")).tower_params == 0
 
 
 def test_flops_are_those_of_the_published_accounting() -> None:

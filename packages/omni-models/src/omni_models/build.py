@@ -8,8 +8,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedModel,
 )
@@ -50,16 +52,24 @@ def read_config(source: str, **overrides: object) -> PreTrainedConfig:
 def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu") -> PreTrainedModel:
     """A causal language model in fp32, in training mode. On "meta" it has shapes only: fill it by `fill_weights`.
 
+    A configuration with a tower for images (`vision_config`) makes a model with that tower, where transformers has one.
+
     Args:
-        config: of any causal language model of transformers; it is copied, not kept.
+        config: of any model of transformers that goes on with text, or with images and text; it is copied, not kept.
         seed: of the random weights, which depend on nothing else (see `fill_weights`).
         device: "meta", or where to put the weights.
 
     Raises:
-        ValueError: if transformers knows no causal language model of this type, or if the weights are quantised.
+        ValueError: if transformers knows no model of this type that makes text of text, or of images and text, or if
+            the weights are quantised.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"model type {config.model_type} is no causal language model, the only kind built so far.")
+    kind = _find_kind(config)
+    if kind is None:
+        part = next((name for name in ("thinker_config",) if hasattr(config, name)), None)
+        remedy = f": take its {part}, which is" if part else ", the only kinds built so far"
+        raise ValueError(
+            f"model type {config.model_type} is no causal language model, nor one of images and text to text{remedy}."
+        )
     if getattr(config, "quantization_config", None):
         raise ValueError(
             f"this {config.model_type} is quantised; training starts from weights that are not: "
@@ -67,7 +77,7 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
         )
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+            model = kind.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
     except (KeyError, AttributeError, TypeError) as problem:
         raise ValueError(
             f"transformers cannot build a {config.model_type} of this configuration: {problem!r}."
@@ -118,6 +128,14 @@ def head_problems(config: PreTrainedConfig) -> list[str]:
             f"each key and value head serves the same number of query heads."
         )
     return problems
+
+
+def _find_kind(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText] | None:
+    """What of transformers builds a model of this configuration, with the tower that it speaks of."""
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not (sees and getattr(config, "vision_config", None)):
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText if sees else None
 
 
 def _find_config(source: str) -> PreTrainedConfig:

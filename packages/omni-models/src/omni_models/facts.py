@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from omni_models.encoders import encoder_kinds
 from omni_models.experts import is_experts
 from omni_models.rope import length_dependent_rotaries
 from omni_models.support import expert_problems, row_problems
@@ -47,7 +48,10 @@ class ModelFacts:
     """Of the largest block, but for what is in `experts`."""
     num_params: int
     active_params: int
-    """Parameters that one token is multiplied by: not the embedding it only looks up, nor experts it is not sent to."""
+    """Parameters that one token of text is multiplied by: not the embedding it only looks up, nor experts it is not
+    sent to, nor towers."""
+    tower_params: int
+    """Of what media are encoded by, and of what joins that to the decoder."""
     tied_embeddings: bool
 
 
@@ -82,6 +86,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
     blocks = block_names(model)
     in_experts = sum(_count(bank.parameters()) for bank in banks)
     idle = in_experts * (num_experts - chosen) // num_experts if num_experts else 0
+    towers = _count_towers(model)
     return ModelFacts(
         model_type=model.config.model_type,
         blocks=blocks,
@@ -103,7 +108,8 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         experts_per_token=chosen,
         block_params=max((_count_dense(model, name, experts) for name in blocks), default=0),
         num_params=total,
-        active_params=total - idle - (0 if tied else _count(embedding.parameters())),
+        active_params=total - idle - towers - (0 if tied else _count(embedding.parameters())),
+        tower_params=towers,
         tied_embeddings=tied,
     )
 
@@ -134,6 +140,15 @@ def decoder_name(model: PreTrainedModel) -> str:
     """Name of the module that transformers calls the decoder; "" where that is the model itself."""
     decoder = model.get_decoder()
     return next((name for name, module in model.named_modules() if module is decoder), "")
+
+
+def _count_towers(model: PreTrainedModel) -> int:
+    """Parameters beside the decoder, its embedding and its head, of a model that encodes media."""
+    if not encoder_kinds(model) and not hasattr(model.config, "audio_config"):
+        return 0
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    text = {id(param) for part in parts if isinstance(part, nn.Module) for param in part.parameters()}
+    return _count(param for param in model.parameters() if id(param) not in text)
 
 
 def _holds_experts(module: nn.Module) -> bool:
