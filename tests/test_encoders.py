@@ -1,5 +1,7 @@
 """Laws of encoders on several ranks: loss and every gradient of every family are those of plain transformers on one."""
 
+from typing import Literal
+
 import pytest
 from ranks import Run
 from seeing import FILM, FIVE, MANY, NONE, Case, check
@@ -62,9 +64,12 @@ def test_ranks_without_media_neither_hang_nor_change_anything(
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_omni_thinker", "gemma3"])
-@pytest.mark.parametrize("recompute", [False, True], ids=["", "recomputed"])
-def test_frozen_towers_have_no_gradient_and_all_else_has_its_own(family: str, recompute: bool, run: Run) -> None:
-    run(check, 4, Case(family, HALVES, ((FIVE, NONE),), frozen=True, recompute=recompute))
+@pytest.mark.parametrize("frozen", ["towers", "text"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_what_is_frozen_has_no_gradient_and_all_else_has_its_own(
+    family: str, frozen: Literal["towers", "text"], recompute: bool, run: Run
+) -> None:
+    run(check, 4, Case(family, HALVES, ((FIVE, NONE),), frozen=frozen, recompute=recompute))
 
 
 @pytest.mark.parametrize("family", SEEING)

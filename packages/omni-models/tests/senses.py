@@ -142,7 +142,12 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
     if family == "qwen2_audio":
         return Qwen2AudioForConditionalGeneration(config).eval()
     kind = AutoModelForImageTextToText
-    return kind.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = kind.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for param in model.parameters():
+        if param.ndim > 1 and not param.any():
+            # Gemma 3 begins with features of zero, of which no tower has a gradient.
+            torch.nn.init.normal_(param, std=0.1)
+    return model
 
 
 def make_config(family: str) -> PreTrainedConfig:

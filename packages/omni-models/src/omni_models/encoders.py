@@ -65,11 +65,12 @@ def replace_features(output: Any, g: Callable[[Tensor], Tensor]) -> Any:
         raise ValueError(f"what an encoder returned, {type(output).__name__}, has none of {', '.join(_FIELDS)}.")
     own = getattr(output, name)
     deep = getattr(output, _DEEP, None) or ()
-    parts = [_flat(own), *map(_flat, deep)]
+    were = (own, *deep)
+    parts = [_flat(each) for each in were]
     widths = [part.shape[1] for part in parts]
     # Without others they are no view: models return them, and units of sharding should not return views.
     taken = g(torch.cat(parts, dim=1)).split(widths, dim=1) if deep else [g(parts[0])]
-    shaped = [(part,) if isinstance(own, tuple | list) else part for part in taken]
+    shaped = [(part,) if isinstance(was, tuple | list) else part for part, was in zip(taken, were, strict=True)]
     # Towers of sounds have the same features under both names, and models read either.
     for each in (each for each in _FIELDS if getattr(output, each, None) is own):
         setattr(output, each, shaped[0])

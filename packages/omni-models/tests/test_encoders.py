@@ -1,0 +1,67 @@
+"""Laws of what a model has its media encoded by: it is found in every family, and its features may be others."""
+
+import pytest
+import torch
+from senses import FILMING, HEARING, SEEING, make_model, make_processor, picture, sound, told_alone
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from omni_models import Media, encode_media, encoder_kinds, map_encoders
+from omni_models.encoders import replace_features
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_the_encoders_of_a_family_are_found(family: str) -> None:
+    kinds = {"image": True, "video": family in FILMING and family != "internvl", "audio": family in HEARING}
+    assert encoder_kinds(make_model(family)) == tuple(kind for kind, has in kinds.items() if has)
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_features_that_are_put_in_their_place_are_what_the_model_goes_on_with(family: str) -> None:
+    model = make_model(family)
+    parts, media = [{"type": "image"}], {"images": [picture(20, 30)]}
+    if family in HEARING:
+        parts, media = [*parts, {"type": "audio"}], {**media, "audios": [sound(4_000)]}
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "x"}]
+    told = told_alone(family, encode_media(make_processor(family), model.config, chat, Media(**media)))
+    before = model(**told, use_cache=False).logits
+    called: list[str] = []
+
+    def spread(kind, encode, replace):
+        def encode_other(*args, **kwargs):
+            called.append(kind)
+            return replace(encode(*args, **kwargs), lambda features_FX: features_FX * factors[kind])
+
+        return encode_other
+
+    factors = dict.fromkeys(("image", "video", "audio"), 1.0)
+    model = map_encoders(model, spread)
+    assert torch.equal(model(**told, use_cache=False).logits, before)
+    assert sorted(called) == sorted(part["type"] for part in parts)
+    for kind in called[: len(parts)]:
+        factors[kind] = 2.0
+        assert not torch.allclose(model(**told, use_cache=False).logits, before)
+        factors[kind] = 1.0
+
+
+def test_features_of_layers_below_go_with_those_they_belong_to() -> None:
+    top, deep = torch.arange(12.0).view(4, 3), [torch.arange(8.0).view(4, 2), torch.ones(4, 1)]
+    output = BaseModelOutputWithPooling(pooler_output=top.split([1, 3]))  # pyright: ignore[reportArgumentType]
+    output.deepstack_features = deep
+    seen: list[Tensor] = []
+
+    def turn(features_FX: Tensor) -> Tensor:
+        seen.append(features_FX)
+        return features_FX.flip(0)
+
+    replaced = replace_features(output, turn)
+    assert [each.shape for each in seen] == [(4, 6)]
+    assert torch.equal(torch.cat(replaced.pooler_output), top.flip(0))
+    assert all(torch.equal(a, b.flip(0)) for a, b in zip(replaced.deepstack_features, deep, strict=True))
+
+
+def test_models_that_have_media_encoded_inside_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"Qwen2AudioForConditionalGeneration has no encoder of .*get_audio_features"):
+        map_encoders(make_model("qwen2_audio"), lambda kind, encode, replace: encode)
+    with pytest.raises(ValueError, match="BaseModelOutputWithPooling, has none of pooler_output, last_hidden_state"):
+        replace_features(BaseModelOutputWithPooling(), lambda features_FX: features_FX)
