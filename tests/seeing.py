@@ -49,7 +49,6 @@ from omni_parallel import (
 
 IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
 TOLERANCE = 1e-5
-SEQ_LEN = 400
 MANY, NONE, FILM, FIVE = range(4)
 """What a rank may have in its rows: images of many sizes, no media, a film, five images."""
 TOWERS = ("visual", "vision_tower", "audio_tower")
@@ -67,6 +66,7 @@ class Case:
     """What is left as it is: towers, or all but what makes features of media."""
     recompute: bool = False
     attend: str = "eager"
+    seq_len: int = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def check(case: Case) -> Passed:
         patches = count_patches(model)
         index, total = mesh.tokens.get_local_rank("dp"), torch.zeros(())
         own = copies = 0
-        steps = [make_inputs(case.family, given[index], mesh, world.rank) for given in case.given]
+        steps = [make_inputs(case, given[index], mesh, world.rank) for given in case.given]
         targets = global_sum(torch.stack([count_targets(step.labels_Bs) for step in steps]).sum())
         for step in steps:
             loss = summed_loss(model, step.inputs, step.labels_Bs) / targets
@@ -147,22 +147,22 @@ class Step:
     routes: Mapping[str, Route]
 
 
-def make_inputs(family: str, given: int, mesh: Mesh, rank: int) -> Step:
+def make_inputs(case: Case, given: int, mesh: Mesh, rank: int) -> Step:
     """The rows of a data rank, whose first sequence rank owns their media. Collective."""
-    config = make_model(family).config
-    samples = [Sample(d.tokens_N, d.learn_N, d.arrays) for d in encoded(family, given)]
-    batch = pack_batch([samples[:2], samples[2:]], SEQ_LEN)
+    model = make_model(case.family)
+    samples = [Sample(d.tokens_N, d.learn_N, d.arrays) for d in encoded(case.family, given)]
+    batch = pack_batch([samples[:2], samples[2:]], case.seq_len)
     tokens_BS, segments_BS = torch.from_numpy(batch.tokens_BS), torch.from_numpy(batch.segments_BS)
     media = tensors(batch.media)
     group = peers(mesh.spec, rank, "sp")
-    shown = list_media(config, tokens_BS, segments_BS, media) if rank == group[0] else {}
-    owned = {kind: own_media(each, -(-SEQ_LEN // mesh.spec.sp), group) for kind, each in shown.items()}
+    shown = list_media(model.config, tokens_BS, segments_BS, media) if rank == group[0] else {}
+    owned = {kind: own_media(each, -(-case.seq_len // mesh.spec.sp), group) for kind, each in shown.items()}
     arguments, routes = send_media(owned, torch.device("cpu"))
     bounds, longest = document_bounds(batch.segments_BS)
     inputs = {
         "input_ids": tokens_BS,
-        "position_ids": media_positions(make_model(family), tokens_BS, segments_BS, media),
-        "group_ids": group_images(config, tokens_BS, segments_BS),
+        "position_ids": media_positions(model, tokens_BS, segments_BS, media),
+        "group_ids": group_images(model.config, tokens_BS, segments_BS),
         "cu_seqlens": torch.from_numpy(bounds),
         "max_seqlen": longest,
         "media_routes": routes,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from seeing import MANY, SEQ_LEN, Case, encoded, make_inputs, place, tensors
+from seeing import MANY, Case, encoded, make_inputs, place, tensors
 from senses import make_model
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
@@ -21,8 +21,8 @@ def make_mistake(name: str) -> tuple[str, str]:
 def leave_out_routes() -> tuple[str, str]:
     with join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
-        model = place(Case("qwen2_vl", MeshConfig(), ()), mesh)
-        step = make_inputs("qwen2_vl", MANY, mesh, world.rank)
+        case = Case("qwen2_vl", MeshConfig(), ())
+        model, step = place(case, mesh), make_inputs(case, MANY, mesh, world.rank)
         del step.inputs["media_routes"]
         with pytest.raises(ValueError, match="image") as problem:
             summed_loss(model, step.inputs, step.labels_Bs)
@@ -32,8 +32,8 @@ def leave_out_routes() -> tuple[str, str]:
 def route_too_few() -> tuple[str, str]:
     with join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
-        model = place(Case("qwen2_vl", MeshConfig(), ()), mesh)
-        step = make_inputs("qwen2_vl", MANY, mesh, world.rank)
+        case = Case("qwen2_vl", MeshConfig(), ())
+        model, step = place(case, mesh), make_inputs(case, MANY, mesh, world.rank)
         (first, *others), arrays = step.owned["image"].media, step.owned["image"].arrays
         made = sum(medium.features for medium in (first, *others))
         fewer = replace(first, takers=((0, first.features - 1),))
@@ -65,11 +65,10 @@ def write_a_placeholder_more() -> tuple[str, str]:
 def cut_groups() -> tuple[str, str]:
     """Groups are of whole rows, as the ends of documents are."""
     with join_world(device="cpu") as world:
-        cut = MeshConfig(sp=2)
-        mesh = make_mesh(resolve_mesh(cut, world.size), device_type="cpu")
-        model = place(Case("gemma3", cut, ()), mesh)
-        step = make_inputs("gemma3", MANY, mesh, world.rank)
-        wrong = {**step.inputs, "group_ids": step.inputs["group_ids"][:, : SEQ_LEN // 2]}
+        case = Case("gemma3", MeshConfig(sp=2), ())
+        mesh = make_mesh(resolve_mesh(case.mesh, world.size), device_type="cpu")
+        model, step = place(case, mesh), make_inputs(case, MANY, mesh, world.rank)
+        wrong = {**step.inputs, "group_ids": step.inputs["group_ids"][:, :200]}
         with pytest.raises(ValueError, match="cannot be cut along the row") as problem:
             summed_loss(model, wrong, step.labels_Bs)
         return str(problem.value), "group_ids is [2, 200], the rows are [2, 400]: it is of whole rows"
@@ -78,8 +77,8 @@ def cut_groups() -> tuple[str, str]:
 def leave_out_groups() -> tuple[str, str]:
     with join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
-        model = place(Case("gemma3", MeshConfig(), ()), mesh)
-        step = make_inputs("gemma3", MANY, mesh, world.rank)
+        case = Case("gemma3", MeshConfig(), ())
+        model, step = place(case, mesh), make_inputs(case, MANY, mesh, world.rank)
         del step.inputs["group_ids"]
         with pytest.raises(ValueError, match="Gemma3Model") as problem:
             summed_loss(model, step.inputs, step.labels_Bs)

@@ -45,6 +45,11 @@ def test_loss_and_every_gradient_equal_plain_transformers(
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_omni_thinker", "gemma3"])
+def test_rows_that_do_not_divide_are_lengthened_and_replicas_take_features_too(family: str, run: Run) -> None:
+    run(check, 4, Case(family, MeshConfig(replicate=2, shard=1, sp=2), ((MANY, FILM),), seq_len=397))
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_omni_thinker", "gemma3"])
 @pytest.mark.parametrize(
     ("mesh", "given"),
     [
