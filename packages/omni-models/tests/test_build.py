@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from senses import SEEING, make_processor, picture, told_alone
+from senses import SEEING, make_model, make_processor, picture, told_alone
 from senses import make_config as make_seeing
 from shapes import make_config
 from transformers import AutoConfig
@@ -106,6 +106,15 @@ def test_a_model_that_sees_is_built_with_its_tower_on_meta_and_with_weights(fami
     chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]
     document = encode_media(make_processor(family), config, chat, Media([picture(20, 30)]))
     assert built(**told_alone(family, document), use_cache=False).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_a_model_that_sees_reads_what_plain_transformers_saved(family: str, tmp_path: Path) -> None:
+    plain = make_model(family)
+    plain.save_pretrained(tmp_path)
+    ours = fill_weights(build_model(read_config(str(tmp_path)), device="meta"), tmp_path)
+    for (name, a), b in zip(plain.state_dict().items(), ours.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_where_there_are_two_models_of_a_type_a_tower_in_the_configuration_decides() -> None:
