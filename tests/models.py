@@ -22,7 +22,13 @@ from safetensors.torch import load_file
 from sequence import TOLERANCE, TYPES, fill, packed, plain_loss, worst_error, write_table
 from shapes import EXPERTS, ROUTED, SHAPE
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -55,6 +61,7 @@ FIELDS: dict[str, Any] = {
 """What configurations call their sizes."""
 LATENT = {"num_key_value_heads": 4}
 PADDED = {"pad_token_id": 0}
+HYBRID = {"text_config": {"layer_types": ["linear_attention", "full_attention"]}}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 OWN: dict[str, dict[str, Any]] = {
     **{kind: LATENT for kind in ("axk1", "axk2", "minicpm3", "youtu", "glm4_moe_lite", "dots3_note_text")},
@@ -72,6 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mllama": {"text_config": {"bos_token_id": 0}},
     "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
     "mpt": {"attn_pdrop": 0},
+    **{kind: HYBRID for kind in ("qwen3_5", "qwen3_5_moe")},
     "zamba": {"num_hidden_layers": 3},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -116,7 +124,7 @@ def examine(kind: str, folder: Path) -> dict[str, str]:
         assert facts.num_params < MOST_PARAMS, f"{kind} is not tiny: {facts.num_params:,} parameters"
         if reasons := unsupported(empty):
             return {"build": YES, "pack": " ".join(why.partition(" yet: ")[2] for why in reasons)}
-        plain = fill(make_text(config))
+        plain = fill(make_text(config, type(empty)))
         start = copy.deepcopy(plain)
         try:
             expected = plain_loss(plain, packed(ROWS)[2])
@@ -133,10 +141,12 @@ def examine(kind: str, folder: Path) -> dict[str, str]:
     return found
 
 
-def make_text(config: PreTrainedConfig) -> PreTrainedModel:
-    """A plain causal language model of a configuration, whose experts compute one by one."""
+def make_text(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """A plain model of a configuration, of the class that we build of it, whose experts compute one by one."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    text = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # pyright: ignore[reportArgumentType]
+    auto = AutoModelForCausalLM if kind is text else AutoModelForImageTextToText
+    model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.set_experts_implementation("eager")
     return model
 

@@ -163,7 +163,7 @@ MISTAKES = {
         {"per_token": torch.ones(3, 37)},
         "per_token has 37 tokens, and how it is cut is not known",
     ),
-    "several masks": ({"attention_mask": {"full_attention": None}}, "attention_mask is a dict"),
+    "several masks": ({"attention_mask": {"full_attention": torch.ones(3, 1, 37, 37)}}, "attention_mask is a dict"),
 }
 
 

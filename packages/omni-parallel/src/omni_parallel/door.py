@@ -78,6 +78,8 @@ def _refuse_contradictions(name: str, inputs: Mapping[str, Any], positions: Tens
             f"position_ids are of {positions.shape[-1]} tokens, the row of {S}: pass whole rows, which are cut here."
         )
     mask = inputs.get("attention_mask")
+    if isinstance(mask, Mapping) and all(each is None for each in mask.values()):
+        mask = None  # One for each kind of layer, and none of them is made.
     if mask is not None and not isinstance(mask, Tensor):
         problems.append(
             f"attention_mask is a {type(mask).__name__}: say where documents end by cu_seqlens, and pass no mask."
