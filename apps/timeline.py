@@ -16,19 +16,22 @@ from spans import Span, length, overlap, subtract, union
 from torch.profiler import profile
 
 KINDS: Final = {
+    "compiled": r"^triton_(poi|per|red)_",
     "exchange of rows": r"SendRecv|all_?to_?all",
     "gathers and reductions": r"nccl|gloo|c10d",
     "copies between GPUs": r"Memcpy PtoP|barrier_kernel",
     "copies to and from the host": r"Memcpy (HtoD|DtoH)",
     "optimizer": r"(?i:adam)",
-    "attention": r"flash|fmha|attn|FlashAttention|dot_product_attention",
+    "attention": r"flash|fmha|attn|FlashAttention|dot_product_attention|flex_attention",
     "matrix products": r"gemm|cutlass|nvjet|sm90_xmma|cublas|^aten::(linear|matmul|addmm|b?mm)$",
     "rows of experts": r"_spread|_sum_rows|_grad_rows|silu_halves",
     "norms, positions": r"rms_norm|rope",
     "index, gather, sort": r"index|gather|scatter|[sS]ort|scan|radix",
     "copies and casts": r"Memcpy|Memset|copy|cat|CatArray|fill",
 }
-"""The first that matches the name of a kernel, or of an operator, says what it does; elementwise if none does."""
+"""The first that matches the name of a kernel, or of an operator, says what it does; elementwise if none does.
+
+Torch's compiler names a kernel by all that it fuses, so its kernels come first."""
 COMMUNICATION: Final = ("exchange of rows", "gathers and reductions", "copies between GPUs")
 HOST_COPIES: Final = "copies to and from the host"
 OPTIMIZER: Final = "optimizer"
@@ -69,6 +72,8 @@ def kind_of_work(name: str) -> str:
 
     >>> kind_of_work("ncclDevKernel_AllGather_RING_LL"), kind_of_work("aten::_fused_adamw_"), kind_of_work("aten::mul")
     ('gathers and reductions', 'optimizer', 'elementwise')
+    >>> kind_of_work("triton_tem_fused_flex_attention_0"), kind_of_work("triton_red_fused_index_add_copy_mean_0")
+    ('attention', 'compiled')
     """
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "elementwise")
 

@@ -27,6 +27,11 @@ NAMES = {
     "nvjet_tst_256x128_64x4_2x1_v_bz_coopA_TNT": "matrix products",
     "aten::addmm": "matrix products",
     "aten::scaled_dot_product_attention": "attention",
+    "triton_tem_fused_flex_attention_0": "attention",
+    "triton_tem_fused_flex_attention_backward_zeros_1": "attention",
+    "triton_poi_fused_cat_mul_silu_split_3": "compiled",
+    "triton_per_fused__to_copy_add_scatter_sum_0": "compiled",
+    "triton_red_fused_all_gather_into_tensor_mean_rsqrt_2": "compiled",
     "aten::mul": "elementwise",
 }
 WORK = {
