@@ -27,7 +27,7 @@ class Config:
 
 
 def make_table(records: dict[str, dict[str, Any]]) -> str:
-    """A row a record, in order of name. Pure."""
+    """A row a record, in order of name; a column that no record has is left out. Pure."""
     rows = [
         (
             name,
@@ -40,7 +40,8 @@ def make_table(records: dict[str, dict[str, Any]]) -> str:
         )
         for name, record in sorted(records.items())
     ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (HEAD, ("---",) * len(HEAD), *rows))
+    columns = [(head, "---", *cells) for head, *cells in zip(HEAD, *rows, strict=True) if any(cells)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

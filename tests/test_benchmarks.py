@@ -14,6 +14,15 @@ def test_the_table_of_the_readme_is_that_of_the_records() -> None:
     assert found and make_table(RECORDS) in found[0], "uv run benchmarks/table.py --write"
 
 
+def test_a_column_that_no_record_has_is_left_out_of_the_table() -> None:
+    without = record() | {"tflops_per_rank": 5.0, "command": "uv run apps/bench.py"}
+    head, line, row = make_table({"one": without}).splitlines()
+    assert head == "| run | GPU | tokens/s/GPU | TFLOP/s/GPU | peak GB | command after `uv run` |"
+    assert line.count("---") == 6 and row == "| one | A | 100 | 5 | 10.0 | `apps/bench.py` |"
+    head, _, *rows = make_table({"one": without, "two": without | {"share_of_matmul_peak": 0.5}}).splitlines()
+    assert "| of matmul peak |" in head and "| 5 |  | 10.0 |" in rows[0] and "| 5 | 50% | 10.0 |" in rows[1]
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_says_how_to_make_it_again(name: str) -> None:
     record = RECORDS[name]
