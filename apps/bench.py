@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 from batches import read_batches
 from decision import Decision
+from explain import explain_run
 from measuring import TOLD, Config, decide_measured, make_record, record_of, to_run
 from patience import MARGIN_S, START_S, expect_steps
 from peak import measure_matmul
@@ -118,4 +119,4 @@ def look(timelines: list[Timeline], trace: Path | None, device: torch.device) ->
 
 
 if __name__ == "__main__":
-    start(main, decide_measured, Config, __doc__, told=TOLD)
+    start(main, decide_measured, Config, __doc__, told=TOLD, instead=explain_run)

@@ -59,6 +59,11 @@ class Config:
         return 0
 
     @property
+    def explain(self) -> bool:
+        """Whether it is told which kernels are used where, and nothing more."""
+        return self.run.explain
+
+    @property
     def out(self) -> Path:
         """Where errors are told."""
         return self.run.out

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
 import bench
 import request
 from decision import Decision
+from explain import explain_run
 from measuring import TOLD, Config, decide_measured
 from place import place
 from preflight import start
@@ -107,4 +108,4 @@ def _symmetric_memory() -> Any:
 
 
 if __name__ == "__main__":
-    start(main, decide_measured, Config, __doc__, told=TOLD)
+    start(main, decide_measured, Config, __doc__, told=TOLD, instead=explain_run)

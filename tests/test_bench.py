@@ -1,11 +1,12 @@
 """Laws of apps/bench.py: it measures what apps/pretrain.py does, keeps nothing else, and says when that got worse."""
 
+import ast
 import gzip
 import json
 import subprocess
 import sys
 import timeit
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,28 @@ def test_flags_of_the_app_are_flags_here_and_what_keeps_something_does_nothing()
     run = to_run(asked)
     assert (asked.name, run.optim.lr, run.steps) == ("a", 1, 9 + asked.profiled)
     assert (run.save_to, run.stop_after, run.profile) == (None, None, ())
+
+
+def modules_of(path: Path) -> set[Path]:
+    """The modules of apps/ that an app imports, and it."""
+    found, new = set[Path](), {path}
+    while new:
+        found |= new
+        names = {node.module for one in new for node in ast.walk(syntax(one)) if isinstance(node, ast.ImportFrom)}
+        new = {file for name in names if (file := path.with_name(f"{name}.py")).exists()} - found
+    return found
+
+
+def syntax(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_every_flag_of_the_app_does_something_here_or_is_told_otherwise() -> None:
+    """Does something: a module that is imported here reads it."""
+    nodes = [node for path in modules_of(BENCH) for node in ast.walk(syntax(path))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for kind in (request.Config, request.MixConfig, request.EvalConfig):
+        assert {field.name for field in fields(kind)} <= read | TOLD.get(kind, {}).keys()
 
 
 def test_the_command_of_a_record_is_that_of_the_script_that_made_it() -> None:
