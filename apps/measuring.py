@@ -12,6 +12,7 @@ import torch
 import tyro
 from decide import decide
 from decision import Decision
+from places import check_writable
 from preflight import attempt, refuse, told_in
 from records import ROOT, ask, name_device, read_record, share_of_peak, summarize, tell_making
 from redact import without_secrets
@@ -46,7 +47,7 @@ class Config:
     profiled: int = 3
     """Steps to profile on the first rank, after --steps that are measured; 0 for none."""
     trace: Path | None = None
-    """Where the trace of these is written (.json.gz)."""
+    """File that the trace of these is written to (.json.gz); its folder is made."""
 
     @property
     def mesh(self) -> MeshConfig:
@@ -98,6 +99,8 @@ def decide_measured(asked: Config) -> Decision:
         problems.append(f"--steps {asked.run.steps} are no more than --skip {asked.skip}: run longer, or skip fewer.")
     if asked.trace and not asked.profiled:
         problems.append(f"--trace {asked.trace} needs steps to be profiled: leave --profiled 0 out.")
+    if asked.trace:
+        attempt(problems, check_trace, asked.trace)
     if asked.check:
         attempt(problems, check_before, asked)
     if asked.commit is None:
@@ -116,6 +119,13 @@ def to_run(asked: Config) -> request.Config:
 def record_of(asked: Config) -> Path:
     """Where the record of `asked` is. Pure."""
     return asked.to / f"{asked.name}.json"
+
+
+def check_trace(trace: Path) -> None:
+    """Raises `ValueError` if no file can be written at `trace`. Effect: as `check_writable`, in its folder."""
+    if trace.is_dir():
+        raise ValueError(f"--trace {trace} is a folder: name a file in it, {trace / 'trace.json.gz'} for example.")
+    check_writable(trace.parent, "--trace")
 
 
 def check_before(asked: Config) -> None:

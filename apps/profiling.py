@@ -66,7 +66,8 @@ def keep_profile(folder: Path, steps: range, device: torch.device, kept: list[Pa
 
 
 def save_trace(profiler: profile, path: Path) -> None:
-    """Effect: writes what https://ui.perfetto.dev opens to `path`, compressed."""
+    """Effect: writes what https://ui.perfetto.dev opens to `path`, compressed; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         whole = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(whole))

@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_a_step_on_one_rank_is_measured_and_where_its_time_goes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace = tmp_path / "trace.json.gz"
+    trace = tmp_path / "traces" / "new" / "trace.json.gz"
     record = measure(replace(SHORT, name="one", to=tmp_path / "records", note="A note.", trace=trace))
     check(record, 1)
     assert record["note"] == "A note." and record["host_syncs"] == 0
@@ -125,6 +125,16 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         decide_measured(replace(SHORT, name="other", to=tmp_path, check=True))
     with pytest.raises(ValueError, match="--skip -1 and --profiled -2 must be at least 0"):
         decide_measured(replace(SHORT, skip=-1, profiled=-2))
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"nothing can be written into --trace .*/file/new: Not a directory"):
+        decide_measured(replace(SHORT, trace=tmp_path / "file" / "new" / "x.json.gz"))
+    with pytest.raises(ValueError, match=r"--trace .* is a folder: name a file in it, .*/trace.json.gz for example"):
+        decide_measured(replace(SHORT, trace=tmp_path))
+    decide_measured(replace(SHORT, trace=tmp_path / "new" / "x.json.gz"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_data_that_end_before_what_is_to_be_seen_are_told(tmp_path: Path) -> None:
