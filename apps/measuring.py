@@ -14,7 +14,17 @@ from decide import decide
 from decision import Decision
 from places import check_writable
 from preflight import attempt, refuse, told_in
-from records import ROOT, ask, name_device, read_record, share_of_peak, summarize, tell_making
+from records import (
+    ROOT,
+    ask,
+    check_same,
+    name_device,
+    read_record,
+    share_of_peak,
+    summarize,
+    tell_command,
+    tell_making,
+)
 from redact import without_secrets
 from timeline import Timeline, account
 from torch import nn
@@ -39,8 +49,8 @@ class Config:
     commit: str | None = None
     """Of the code measured. Left out: asked of git."""
     check: bool = False
-    """Compare with the record of that name instead of writing one; the exit code is 1 if this run is more than 5 %
-    slower, or takes as much more memory."""
+    """Compare with the record of that name instead of writing one, whose command must be this one but for its length;
+    the exit code is 1 if this run is more than 5 % slower, or takes as much more memory."""
     balanced: bool = False
     """Overrule the routers: every expert gets the same number of tokens, which is what perfect balance would be worth.
     Such a run learns nothing that counts."""
@@ -129,13 +139,16 @@ def check_trace(trace: Path) -> None:
 
 
 def check_before(asked: Config) -> None:
-    """Raises `ValueError` if there is nothing to compare with, or it is of another GPU. Effect: reads a file."""
+    """Raises `ValueError` if there is nothing to compare with, or it is of something else. Effect: reads a file."""
     if asked.name is None:
         raise ValueError("--check compares with a record: give its --name.")
     if not record_of(asked).exists():
         raise ValueError(f"--check: there is no record {record_of(asked)} yet: write one first, without --check.")
-    if (gpu := read_record(record_of(asked))["gpu"]) != name_device():
-        raise ValueError(f"--check: the record is of {gpu}, and this is {name_device()}: compare on the same.")
+    check_same({"gpu": name_device(), "command": tell_command(_argv())}, read_record(record_of(asked)))
+
+
+def _argv() -> list[str]:
+    return [without_secrets(word) for word in sys.argv]
 
 
 def make_record(
@@ -157,7 +170,7 @@ def make_record(
     measured = rows[: asked.run.steps]
     speeds = summarize(measured, asked.skip) | share_of_peak(measured, asked.skip, matmul_tflops)
     seen = {} if timeline is None else {"profiled_steps": timeline.steps, **account(timeline)}
-    made = tell_making([without_secrets(word) for word in sys.argv], asked.note, asked.commit or ask(*_HEAD))
+    made = tell_making(_argv(), asked.note, asked.commit or ask(*_HEAD))
     return speeds | {name: round(value, 6) for name, value in seen.items()} | made
 
 

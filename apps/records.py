@@ -45,13 +45,50 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """In what `now` is worse than `before` by more than `SLACK`, in words. Pure.
 
     Raises:
-        ValueError: if they are of different GPUs.
+        ValueError: if they are not of the same, as `check_same` says.
     """
-    if now["gpu"] != before["gpu"]:
-        raise ValueError(f"the record is of {before['gpu']}, and this is {now['gpu']}: compare on the same.")
+    check_same(now, before)
     speed, memory = "tokens_per_second_per_rank", "memory_gb"
     rules = ((speed, now[speed] < (1 - SLACK) * before[speed]), (memory, now[memory] > (1 + SLACK) * before[memory]))
     return [f"{name} is {now[name]:,.1f}, was {before[name]:,.1f}" for name, is_worse in rules if is_worse]
+
+
+def check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if `now` and `before`, each with its "gpu" and "command", do not measure the same. Pure."""
+    if now["gpu"] != before["gpu"]:
+        raise ValueError(f"the record is of {before['gpu']}, and this is {now['gpu']}: compare on the same.")
+    new, old = (read_command(each["command"]) for each in (now, before))
+    if other := sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name)):
+        raise ValueError(
+            f"the record is of something else ({', '.join(other)}): give its flags, or another --name.\n"
+            f"it is of  {before['command']}\nthis is  {now['command']}"
+        )
+
+
+def read_command(command: str) -> dict[str, tuple[str, ...]]:
+    """What `command` measures: its script, and the words of each flag but of those that say for how long, and where
+    what was seen goes. Pure.
+
+    >>> read_command("uv run apps/pretrain.py --steps 9 --batch=2 --seq_len 8 --offload --batch 4")
+    {'the script': ('apps/bench.py',), '--batch': ('4',), '--seq-len': ('8',), '--offload': ()}
+    """
+    script, *words = shlex.split(command.removeprefix("uv run "))
+    flags: dict[str, tuple[str, ...]] = {"the script": (_NOW.get(script, script),)}
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            flag = name.replace("_", "-")
+            flags[flag] = (value,) if equals else ()
+        else:
+            flags[flag] = (*flags.get(flag, ()), word)
+    return {flag: said for flag, said in flags.items() if flag not in _LEFT_OUT}
+
+
+_NOW: Final[Mapping[str, str]] = {"benchmarks/bench.py": "apps/bench.py", "apps/pretrain.py": "apps/bench.py"}
+"""What measures now what these did when records were made by them."""
+_PLACES: Final = ("--name", "--to", "--note", "--commit", "--trace")
+_LEFT_OUT: Final = (*_PLACES, "--check", "--no-check", "--steps", "--skip", "--profiled", "--profile-at")
 
 
 def tell_making(argv: Sequence[str], note: str, commit: str) -> dict[str, Any]:
@@ -79,7 +116,7 @@ def tell_command(argv: Sequence[str]) -> str:
     while words:
         word = words.pop(0)
         flag = word.split("=")[0]
-        if flag in ("--name", "--to", "--note", "--commit", "--trace"):
+        if flag in _PLACES:
             del words[: 0 if "=" in word else 1]
         elif flag not in ("--check", "--no-check"):
             left.append(word)

@@ -160,6 +160,10 @@ def test_a_run_that_is_worse_than_its_record_exits_with_1(tmp_path: Path) -> Non
     done = subprocess.run([*command, "--check"], check=False, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.returncode == 1
     assert f"worse than {tmp_path / 'it.json'}:\ntokens_per_second_per_rank is " in done.stderr
+    command += ["--check", "--seq-len", "32"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=alone(), cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "the record is of something else (--seq-len):" in done.stderr
     assert (tmp_path / "it.json").read_text() == kept and not (tmp_path / "runs").exists()
 
 

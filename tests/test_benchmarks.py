@@ -33,7 +33,8 @@ def test_a_record_says_how_to_make_it_again(name: str) -> None:
 
 
 def record(speed: float = 100.0, memory: float = 10.0, gpu: str = "A") -> dict[str, Any]:
-    return {"tokens_per_second_per_rank": speed, "memory_gb": memory, "gpu": gpu}
+    command = "uv run apps/bench.py --batch 2"
+    return {"tokens_per_second_per_rank": speed, "memory_gb": memory, "gpu": gpu, "command": command}
 
 
 def test_five_percent_are_noise_and_more_is_told() -> None:
@@ -43,6 +44,32 @@ def test_five_percent_are_noise_and_more_is_told() -> None:
     assert compare(record(94.9, 10.6), record())[1:] == ["memory_gb is 10.6, was 10.0"]
     with pytest.raises(ValueError, match="the record is of A, and this is B: compare on the same"):
         compare(record(gpu="B"), record())
+
+
+ALIKE = (
+    "uv run benchmarks/bench.py --batch 2 --steps 22 --profile-at 15",
+    "uv run apps/pretrain.py --steps=9 --batch=2",
+    "uv run apps/bench.py --skip 6 --batch 4 --profiled 0 --batch 2",
+)
+OTHERS = {
+    "uv run apps/bench.py --batch 4": "--batch",
+    "uv run benchmarks/bench.py --batch 2 --offload --model a": "--model, --offload",
+    "uv run benchmarks/copies.py --batch 2": "the script",
+}
+
+
+@pytest.mark.parametrize("command", ALIKE)
+def test_commands_of_the_same_run_compare_however_they_are_written(command: str) -> None:
+    assert compare(record(), record() | {"command": command}) == []
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_runs_of_something_else_do_not_compare(command: str) -> None:
+    with pytest.raises(ValueError) as told:
+        compare(record(), record() | {"command": command})
+    first, *lines = str(told.value).splitlines()
+    assert f"of something else ({OTHERS[command]}):" in first
+    assert lines == [f"it is of  {command}", f"this is  {record()['command']}"]
 
 
 def test_the_first_steps_do_not_count_but_for_memory() -> None:
