@@ -145,3 +145,12 @@ def test_what_cannot_be_compiled_is_refused_by_name() -> None:
         plan_parallel(make_toy(), MeshSpec(), recompute=keep, offload=True, compile=True)
     assert "compile with recompute keep=attention: to know what to keep, each operator is watched" in str(told.value)
     assert "compile with offload: what a compiled block keeps may be part of a parameter" in str(told.value)
+    assert str(told.value).startswith("this plan cannot work:\n"), "it is not the mesh that is wrong"
+
+
+def test_a_model_whose_blocks_all_call_experts_themselves_has_nothing_to_compile() -> None:
+    facts = make_toy()
+    facts.experts = tuple(f"{block}.experts" for block in facts.blocks)
+    with pytest.raises(ValueError, match="each block calls its experts itself, so there is nothing to compile: leave"):
+        plan_parallel(facts, MeshSpec(), compile=True)
+    assert not plan_parallel(facts, MeshSpec()).compile

@@ -173,7 +173,10 @@ def plan_parallel(
         encoders: spread media over ranks, see `omni_parallel.apply_encoders`.
 
     Raises:
-        ValueError: with every reason why the model does not fit the mesh.
+        ValueError: with every reason why it cannot work: heads that tp does not divide, rows that sp cannot cut,
+            experts that ep cannot spread; chunks, recomputation or tiles that do not fit the model or each other; a
+            compiler that has nothing to compile, or is asked for with offload or with operators that are kept; and a
+            model without blocks.
 
     >>> from types import SimpleNamespace
     >>> from omni_mesh import MeshConfig, resolve_mesh
@@ -210,13 +213,13 @@ def plan_parallel(
     elif recompute.keep != "nothing" and recompute.every == 0:
         problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
     problems += _tile_problems(facts, recompute, tile) if tile else []
-    problems += _compile_problems(recompute, offload=offload) if compile else []
+    problems += _compile_problems(facts, recompute, offload=offload) if compile else []
     if not facts.blocks:
         problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
     if problems:
-        raise ValueError("this model does not fit this mesh:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise ValueError("this plan cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
     tiled = facts.mlps if tile else ()
-    callers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in facts.experts)) if compile else ()
+    callers = _find_callers(facts) if compile else ()
     return ParallelPlan(
         blocks=facts.blocks,
         head=facts.head,
@@ -243,9 +246,16 @@ def has_shared_experts(spec: MeshSpec) -> bool:
     return spec.ep > 1 and spec.efsdp * spec.replicate > 1
 
 
-def _compile_problems(recompute: RecomputeConfig, *, offload: bool) -> list[str]:
-    """Why blocks cannot be compiled with these."""
+def _find_callers(facts: ModelFacts) -> tuple[str, ...]:
+    """The modules that call experts, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in facts.experts))
+
+
+def _compile_problems(facts: ModelFacts, recompute: RecomputeConfig, *, offload: bool) -> list[str]:
+    """Why the blocks of such a model cannot be compiled with these."""
     problems = []
+    if facts.blocks and set(facts.blocks) <= set(_find_callers(facts)):
+        problems.append("compile: each block calls its experts itself, so there is nothing to compile: leave it out.")
     if recompute.keep != "nothing":
         problems.append(
             f"compile with recompute keep={recompute.keep}: to know what to keep, each operator is watched, and torch "
