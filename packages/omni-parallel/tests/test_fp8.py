@@ -325,6 +325,15 @@ def test_what_several_layers_take_is_quantized_once() -> None:
     assert both.runs["aten::_scaled_mm"] == 2 * 7 * 3
 
 
+def test_blocks_that_are_to_be_compiled_are_refused_with_the_remedy() -> None:
+    plan = replace(PLAN, compile=PLAN.blocks)
+    with pytest.raises(ValueError, match=r"same tensor, which a compiler does not see. Plan without compile, or leave"):
+        apply_fp8(make_toy(), plan)
+    with pytest.raises(ValueError) as told:
+        apply_fp8(nn.Sequential(nn.ReLU()), ParallelPlan(("0",), compile=("0",)))
+    assert "no plain linear layer" in str(told.value) and "Plan without compile" in str(told.value), "both at once"
+
+
 def test_a_memo_knows_what_has_changed_and_what_is_another() -> None:
     memo, x = Memo(), draw(4, 16, seed=1)
     first = memo.quantize(x, turned=False)

@@ -55,11 +55,17 @@ def apply_fp8(model: M, plan: ParallelPlan) -> M:
     keys and values do, is quantized once. Before `recompute_blocks` and `shard_fsdp`; on any device, also "meta".
 
     Raises:
-        ValueError: if no linear layer fits.
+        ValueError: if no linear layer fits, or blocks are to be compiled.
     """
     names = find_linears(model, plan)
-    if not names:
-        raise ValueError(_nothing_fits(model, plan))
+    problems = [] if names else [_nothing_fits(model, plan)]
+    if plan.compile:
+        problems.append(
+            "apply_fp8 with compiled blocks: layers that share an input know it by being the same tensor, which a "
+            "compiler does not see. Plan without compile, or leave linear layers as they are."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
     for block in plan.blocks:
         memo = Memo()
         inside = [name for name in names if name.startswith(f"{block}.")]
