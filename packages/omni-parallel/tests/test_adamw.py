@@ -54,6 +54,14 @@ def test_it_is_that_of_torch_with_gradients_widened_and_scaled(grads: torch.dtyp
     compare(grads, scale, "cpu")
 
 
+def test_a_state_that_torch_would_widen_is_put_back_by_restore_state() -> None:
+    param = nn.Parameter(torch.zeros(3))
+    optimizer = AdamW([param], state_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"put it back by restore_state\(state, tree\)"):
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[param]["exp_avg"].dtype == torch.bfloat16
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("scale", [None, 0.25])

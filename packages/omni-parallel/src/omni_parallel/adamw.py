@@ -11,7 +11,7 @@ Moments may be in bf16: they are widened while they are read, and rounded by dic
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,17 @@ class AdamW(torch.optim.AdamW):
                     for some in (ready, *([each] for each in others if not each.is_ready)):
                         update_by_torch_(some, group, scale)
         return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Never:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refused: torch's own makes moments as wide as parameters, and where they are.
+
+        Raises:
+            ValueError: always, with what to call instead.
+        """
+        raise ValueError(
+            "load_state_dict would make moments as wide as their parameters, and leave none in memory of the host: "
+            "keep state_tree(state), and put it back by restore_state(state, tree)."
+        )
 
     def settle(self) -> None:
         """Wait until moments are where the state says: others may then read and write them."""
