@@ -35,12 +35,12 @@ class AdamWConfig:
     """Largest global gradient norm; inf turns clipping off."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of both moments. bfloat16: 4 bytes a parameter less; what changes them is computed in float32, and rounded up or
-    down by dice, so that it is right on average. Dice depend on step and place alone: a run that goes on throws them as
-    if it had never stopped."""
+    down by dice, so that it is right on average. Dice depend on step, parameter and place on its rank alone: a run that
+    goes on throws them as if it had never stopped; one on another mesh throws others."""
     offload: bool = False
-    """Hold both moments in pinned memory of the host, from where they come in pieces when parameters are updated. The
-    device has 8 bytes a parameter more, or 4 if they are bfloat16, and an update takes as long as its link to the host
-    needs for them."""
+    """Hold both moments in pinned memory of the host, from where they come in pieces when parameters are updated. Frees
+    8 bytes a parameter on the GPU (4 in bfloat16); tensors under 1 MiB stay; not on a CPU. An update takes as long as
+    the link to the host needs for them."""
 
 
 OptimConfig = AdamWConfig
