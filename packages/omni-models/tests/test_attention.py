@@ -16,7 +16,7 @@ ONLY_EAGER = {"gemma2", "gpt_oss"}
 """Of softcap and sinks only eager, flex and fa4 know."""
 WINDOWS = {"mistral", "gemma3"}
 """Of these windows cuDNN knows nothing."""
-FA4 = has_fa4() and not fa4_problems(torch.bfloat16, find_capability("cuda"), (64, 64))
+FA4 = has_fa4() and not fa4_problems(torch.bfloat16, find_capability("cuda"), (64, 64), device_type="cuda")
 """Whether this machine has FlashAttention-4 and a GPU for it."""
 
 

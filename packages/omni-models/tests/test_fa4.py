@@ -51,7 +51,7 @@ PAIRS = [
     *((case, "rows") for case in ("shared keys", "window", "softcap", "sinks", "smaller values, shared keys")),
     *((case, "many documents") for case in ("shared keys", "sinks")),
 ]
-READY = has_fa4() and not fa4_problems(torch.bfloat16, find_capability("cuda"), (64, 64))
+READY = has_fa4() and not fa4_problems(torch.bfloat16, find_capability("cuda"), (64, 64), device_type="cuda")
 
 
 def needs_fa4(test):
@@ -98,7 +98,7 @@ def test_forward_and_gradients_equal_eager_to_the_precision_of_the_dtype(case: s
     facts = {name: asked[name] for name in ("is_causal", "sliding_window", "softcap", "scaling") if name in asked}
     facts |= make_facts(LENGTHS[lengths])
     heads, dtype = make_heads(**asked), asked.get("dtype", torch.bfloat16)
-    if fa4_problems(dtype, find_capability("cuda"), (heads[0].shape[-1], heads[2].shape[-1])):
+    if fa4_problems(dtype, find_capability("cuda"), (heads[0].shape[-1], heads[2].shape[-1]), device_type="cuda"):
         pytest.skip("refused on this GPU")
     exact = run(eager, heads, torch.float32, **facts)
     noisy = run(eager, heads, dtype, **facts)
@@ -225,14 +225,14 @@ def test_it_goes_by_the_name_that_recomputation_keeps() -> None:
         (torch.float32, (9, 0), (64, 64), "not torch.float32 on one of 9.0"),
         (torch.bfloat16, (8, 0), (64, 64), "not torch.bfloat16 on one of 8.0"),
         (torch.bfloat16, (12, 0), (64, 64), "not torch.bfloat16 on one of 12.0"),
-        (torch.bfloat16, None, (64, 64), "not torch.bfloat16 on another device"),
+        (torch.bfloat16, None, (64, 64), "not torch.bfloat16 on cpu"),
         (torch.bfloat16, (9, 0), (512, 512), "heads of up to 256 on this GPU, not 512 and 512"),
         (torch.bfloat16, (9, 0), (64, 20), None),
         (torch.bfloat16, (10, 0), (256, 256), "heads of up to 128 on this GPU, not 256 and 256"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(dtype, capability, dims, why: str | None) -> None:
-    problems = fa4_problems(dtype, capability, dims)
+    problems = fa4_problems(dtype, capability, dims, device_type="cuda" if capability else "cpu")
     assert len(problems) == (why is not None)
     assert why is None or why in problems[0]
 
@@ -241,7 +241,7 @@ def test_dropout_and_other_devices_are_refused() -> None:
     heads = [x.to(torch.bfloat16) for x in make_heads(device="cpu")]
     with pytest.raises(ValueError, match="fa4 attention has no dropout, which this model asks for: use eager"):
         fa4(nn.Identity(), *heads, dropout=0.1)
-    with pytest.raises(ValueError, match=r"not torch.bfloat16 on another device\. Use sdpa, or eager"):
+    with pytest.raises(ValueError, match=r"not torch.bfloat16 on cpu\. Use sdpa, or eager"):
         fa4(nn.Identity(), *heads)
     model = build_model(make_config("llama", attention_dropout=0.1), device="meta")
     assert "fa4 attention has no dropout" in attention_problems(model, "fa4", "cuda", torch.bfloat16)[0]

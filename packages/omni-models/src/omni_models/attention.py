@@ -159,7 +159,8 @@ def fa4(
     # for values no wider than queries. Zeros beyond the end of either add nothing.
     wide = max(D, Dv) if Dv > D or (Dv < D and N != K) else 0
     dims = round_dim(max(D, wide)), round_dim(max(Dv, wide))
-    if problems := fa4_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), dims):
+    where = q_BNSD.device.type
+    if problems := fa4_problems(q_BNSD.dtype, find_capability(where), dims, device_type=where):
         raise ValueError(" ".join(problems) + " Use sdpa, or eager for softcap and sinks.")
     cu_seqlens, longest = find_documents(q_BNSD, k_BKSD, facts)
     padded = ((q_BNSD, dims[0]), (k_BKSD, dims[0]), (v_BKSD, dims[1]))

@@ -75,7 +75,7 @@ def attention_problems(
                 problems.append(f"varlen attention needs heads of a multiple of 8 up to 256, not {head_dim}: use sdpa.")
     if attend == "cudnn":
         capability = capability or find_capability(device_type)
-        found = [cudnn_problems(dtype, capability, dims) for dims in sorted(_head_dims(model))]
+        found = [cudnn_problems(dtype, capability, dims, device_type=device_type) for dims in sorted(_head_dims(model))]
         problems += dict.fromkeys(problem for several in found for problem in several)
         if has_window(text):
             problems.append(
@@ -87,7 +87,7 @@ def attention_problems(
         if not has_fa4():
             problems.append(f"fa4 attention needs flash-attn-4, which is not installed: {INSTALL}.")
         capability = capability or find_capability(device_type)
-        found = (fa4_problems(dtype, capability, dims) for dims in sorted(_head_dims(model)))
+        found = (fa4_problems(dtype, capability, dims, device_type=device_type) for dims in sorted(_head_dims(model)))
         problems += dict.fromkeys(problem for several in found for problem in several)
     return problems
 

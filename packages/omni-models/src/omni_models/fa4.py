@@ -33,16 +33,30 @@ def find_capability(device_type: str) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if device_type == "cuda" and torch.cuda.is_available() else None
 
 
-def fa4_problems(dtype: torch.dtype, capability: tuple[int, int] | None, dims: tuple[int, int]) -> list[str]:
+def tell_gpu(device_type: str, capability: tuple[int, int] | None) -> str:
+    """The device that it is, in words, for one that wants another. Pure.
+
+    >>> tell_gpu("cuda", (8, 6)), tell_gpu("cuda", None), tell_gpu("cpu", None)
+    ('one of 8.6', 'a GPU that is not here', 'cpu')
+    """
+    if capability is not None:
+        return f"one of {capability[0]}.{capability[1]}"
+    return "a GPU that is not here" if device_type == "cuda" else device_type
+
+
+def fa4_problems(
+    dtype: torch.dtype, capability: tuple[int, int] | None, dims: tuple[int, int], *, device_type: str
+) -> list[str]:
     """Why the kernels cannot compute forward and backward pass exactly, in words; empty if they can. Pure.
 
     Args:
         dtype: of queries, keys and values.
         capability: of the GPU; None for another device.
         dims: of a head, D of queries and keys and E of values; padded with zeros to `round_dim` of them.
+        device_type: "cuda" for a GPU.
     """
     if dtype not in (torch.bfloat16, torch.float16) or capability is None or capability[0] not in (9, 10, 11):
-        device = "another device" if capability is None else f"one of {capability[0]}.{capability[1]}"
+        device = tell_gpu(device_type, capability)
         return [f"fa4 attention needs bf16 or fp16 on a GPU of capability 9.x to 11.x, not {dtype} on {device}."]
     D, E = map(round_dim, dims)
     # Above 128, Blackwell has kernels of their own for a few shapes, which lack softcap and sinks.

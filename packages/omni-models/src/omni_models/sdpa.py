@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omni_models.documents import causal_of, find_documents, reach, refuse_lacking, refuse_unknown
-from omni_models.fa4 import find_capability
+from omni_models.fa4 import find_capability, tell_gpu
 
 
 def sdpa(
@@ -94,7 +94,8 @@ def cudnn(
             f"{sliding_window}: use varlen, or sdpa."
         )
     dims = q_BNSD.shape[3], v_BKSD.shape[3]
-    if problems := cudnn_problems(q_BNSD.dtype, find_capability(q_BNSD.device.type), dims):
+    where = q_BNSD.device.type
+    if problems := cudnn_problems(q_BNSD.dtype, find_capability(where), dims, device_type=where):
         raise ValueError(" ".join(problems))
     causal = causal_of(module, is_causal)
 
@@ -108,16 +109,19 @@ def cudnn(
         return _by_document(attend, (q_BNSD, k_BKSD, v_BKSD), cu_seqlens, longest), None
 
 
-def cudnn_problems(dtype: torch.dtype, capability: tuple[int, int] | None, dims: tuple[int, int]) -> list[str]:
+def cudnn_problems(
+    dtype: torch.dtype, capability: tuple[int, int] | None, dims: tuple[int, int], *, device_type: str
+) -> list[str]:
     """Why cuDNN cannot compute attention, in words; empty if it can. Pure.
 
     Args:
         dtype: of queries, keys and values.
         capability: of the GPU; None for another device.
         dims: of a head, of queries and of values. Wider ones than 128 some versions of cuDNN take on some GPUs.
+        device_type: "cuda" for a GPU.
     """
     if dtype not in (torch.bfloat16, torch.float16) or capability is None or capability < (8, 0):
-        device = "another device" if capability is None else f"one of {capability[0]}.{capability[1]}"
+        device = tell_gpu(device_type, capability)
         return [
             f"cudnn attention needs bf16 or fp16 on a GPU of capability 8.0 or more, not {dtype} on {device}: use sdpa."
         ]
