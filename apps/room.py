@@ -24,8 +24,9 @@ def check_room(
 
     Effect: asks the system.
 
-    The newest and one more are there at a time, of parameters in fp32 and two moments each. What is there already makes
-    room for them as far as it will be deleted: what killed saves left, by the next, and checkpoints that nothing keeps.
+    The newest and one more are there at a time, of parameters in fp32 and two `moments` each. What is there
+    already makes room for them as far as it will be deleted: what killed saves left, by the next, and checkpoints that
+    nothing keeps.
     """
     stale = [path for kind in ("tmp", "gone") for path in root.glob(f"step-*.{kind}")]
     reclaimed = sum(file.stat().st_size for path in stale for file in path.rglob("*") if file.is_file())
@@ -63,7 +64,8 @@ def offload_problems(
 ) -> list[str]:
     """Why moments cannot be held in memory of the host, if they are to be, in words. Effect: asks the system.
 
-    What is pinned is taken at once, and a machine that has not as much ends processes instead of telling.
+    What is pinned is taken at once, and a machine that has not as much ends processes instead of telling. A tenth has
+    to stay free, for what else will be there: activations, checkpoints on their way, what is read ahead.
 
     Args:
         optim: what was asked for.
@@ -81,11 +83,12 @@ def offload_problems(
     each = 2 * getattr(torch, optim.state_dtype).itemsize * numbers // spec.fsdp
     ranks = min(spec.world, torch.cuda.device_count() if gpus is None else gpus)
     free = free_memory() if free is None else free
-    if each * ranks <= free:
+    if each * ranks <= free - free // 10:
         return []
     return [
         f"--optim.offload pins {size_of(each)} for each of {ranks} ranks of this machine, which has {size_of(free)} "
-        "free: share parameters among more ranks, set --optim.state-dtype bfloat16, or leave it out."
+        "free, of which a tenth has to stay: share parameters among more ranks, set "
+        "--optim.state-dtype bfloat16, or leave it out."
     ]
 
 

@@ -171,9 +171,11 @@ def test_moments_that_this_machine_cannot_hold_are_refused() -> None:
     narrow = replace(asked, state_dtype="bfloat16")
     kinds = ((asked, MeshSpec(replicate=8), 7_992_000, 4), (narrow, MeshSpec(shard=3), 1_332_000, 3))
     for optim, spec, each, ranks in kinds:
-        assert offload_problems(optim, model, spec, "cuda", free=ranks * each, gpus=4) == []
-        (told,) = offload_problems(optim, model, spec, "cuda", free=ranks * each - 1, gpus=4)
+        enough = ranks * each * 10 // 9
+        assert offload_problems(optim, model, spec, "cuda", free=enough, gpus=4) == []
+        (told,) = offload_problems(optim, model, spec, "cuda", free=enough - 2, gpus=4)
         assert told.startswith(f"--optim.offload pins {size_of(each)} for each of {ranks} ranks of this machine, which")
+        assert "of which a tenth has to stay" in told
     assert offload_problems(AdamWConfig(), model, MeshSpec(), "cuda", free=0, gpus=8) == []
 
 

@@ -32,19 +32,19 @@ def make_host(nbytes: int, *, pin: bool, what: str, remedy: str) -> Host:
         remedy: what to do if there are not as many.
 
     Raises:
-        MemoryError: if there is not so much, or it cannot be pinned.
+        ValueError: if there is not so much, or it cannot be pinned.
     """
     if not pin:
         return Host(torch.zeros(nbytes, dtype=torch.uint8))
     try:
         pages = mmap.mmap(-1, nbytes)
     except OSError as error:
-        raise MemoryError(f"the host has not {nbytes / 1e9:.2f} GB more for {what} ({error}): {remedy}.") from error
+        raise ValueError(f"the host has not {nbytes / 1e9:.2f} GB more for {what} ({error}): {remedy}.") from error
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     cuda: Any = torch.cuda.cudart()
     error = cuda.cudaHostRegister(memory.data_ptr(), nbytes, 0)
     if int(error):
-        raise MemoryError(f"the host cannot pin {nbytes / 1e9:.2f} GB more for {what} ({error}): {remedy}.")
+        raise ValueError(f"the host cannot pin {nbytes / 1e9:.2f} GB more for {what} ({error}): {remedy}.")
     host = Host(memory)
     weakref.finalize(host, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False
     return host

@@ -42,7 +42,7 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
     step to step, as those of tokens that come to spread experts do.
 
     Raises:
-        MemoryError: in the first step, if the host has not that much to pin.
+        ValueError: in the first step, if the host has not that much to pin.
     """
     depot = Depot(smallest)
     for name in plan.offload:

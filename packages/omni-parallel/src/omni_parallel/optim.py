@@ -90,9 +90,8 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     if they are not to be narrower.
 
     Raises:
-        ValueError: if a setting is out of its range, all at once; or if a parameter that is trained is not wider than
-            moments are to be.
-        MemoryError: if the host has not enough memory to pin for moments.
+        ValueError: if a setting is out of its range, all at once; if a parameter that is trained is not wider than
+            moments are to be; or if the host has not enough memory to pin for moments.
     """
     check_optim(config)
     groups = group_params(model.parameters(), config.weight_decay)
