@@ -94,6 +94,16 @@ def test_blocks_alike_share_what_is_compiled() -> None:
     assert counts == [1, 1]
 
 
+def test_more_kinds_of_blocks_than_are_compiled_are_an_error_with_the_remedy() -> None:
+    model = make_simple(10)
+    for i, layer in enumerate(model.layers):
+        assert isinstance(layer, Simple)
+        layer.choose = nn.Sequential(*(nn.Identity() for _ in range(i)))
+    with pytest.raises(ValueError, match=r"compile: layers.8 is one kind of block too many.* 8 times .* Leave compile"):
+        gradients(compile_blocks(model, plan_simple(model)), make_batch())
+    assert not torch._dynamo.config.fail_on_recompile_limit_hit, "what else is compiled is as before"
+
+
 def test_what_is_apart_runs_as_it_is_with_its_hooks_and_in_every_block() -> None:
     model = make_simple(chooses=True)
     compile_blocks(model, plan_simple(model, chooses=True))

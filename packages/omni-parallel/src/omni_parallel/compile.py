@@ -2,16 +2,21 @@
 becomes few kernels.
 
 Blocks alike share what is compiled, so that it takes as long for a hundred of them as for one. The first rows are
-compiled for as they are; when others come, with more documents or longer ones, once more for any.
+compiled for as they are; when others come, with more documents or longer ones, once more for any; for an
+evaluation, which needs no gradients, once more.
 
 A compiler follows a block up to what it cannot see through: attention over documents, experts, whose work depends on
 their choices, and collectives. There it stops, and goes on behind. Sharding and recomputation stay around it.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch._dynamo import config
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from omni_parallel.plan import ParallelPlan
 
@@ -25,11 +30,28 @@ def compile_blocks(model: M, plan: ParallelPlan) -> M:
     draws. Modules in `plan.uncompiled` are called as they are, with all that is in them, and with their hooks. Apply it
     after `apply_ulysses` and `apply_ep`, and before `recompute_blocks`, which then runs what is compiled twice, and
     `shard_fsdp`, whose hooks run around it.
+
+    Raises:
+        ValueError: in a pass, when a block would need more kinds of code than torch compiles of one. Torch itself would
+            only log that, and run the rest as it is.
     """
     for name in plan.uncompiled:
         module = model.get_submodule(name)
         module.forward = torch.compiler.disable(module.forward)
     for name in plan.compile:
         block = model.get_submodule(name)
-        block.forward = torch.compile(block.forward)
+        block.forward = partial(_run, name, torch.compile(block.forward))
     return model
+
+
+def _run(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # No option of `torch.compile` says it, and outside of blocks it is as before.
+    with config.patch(fail_on_recompile_limit_hit=True):
+        try:
+            return forward(*args, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            raise ValueError(
+                f"compile: {name} is one kind of block too many, or comes with one kind of rows too many: torch "
+                f"compiles the same code {config.recompile_limit} times (torch._dynamo.config.recompile_limit). Leave "
+                "compile out, or raise that."
+            ) from error
