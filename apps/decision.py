@@ -94,7 +94,9 @@ class Decision:
         linear = ", linear layers of blocks in fp8" if how.linear == "fp8" else ""
         compiled = len(self.plan.compile)
         linear += f", {compiled} blocks compiled" if compiled else ""
-        inside = f"; in {compiled} blocks those of the compiler" if compiled else ""
+        apart = len(self.plan.uncompiled)
+        inside = f"; those of the compiler in {compiled} blocks, but not in attention" if compiled else ""
+        inside += f" and {apart} modules with experts or in tiles" if apart else ""
         lasts, ending = self._lasting()
         lines = (
             ("model", f"{self.facts.model_type}, {self.facts.num_params:,} parameters, {blocks}"),

@@ -53,6 +53,9 @@ def test_the_app_compiles_blocks_if_asked_and_says_so(model: str, compile: bool)
     told = f"{len(run.plan.blocks)} blocks compiled"
     assert (told in run.told()) == compile
     assert run.plan.compile == (run.plan.blocks if compile else ())
+    assert ("those of the compiler in" in run.told()) == compile
+    apart = f"but not in attention and {len(run.plan.uncompiled)} modules with experts or in tiles"
+    assert (apart in run.told()) == bool(run.plan.uncompiled)
     with join_world(device="cpu"):
         placed = place(replace(SMALL, model=model, compile=compile), run, make_mesh(run.spec, device_type="cpu"))
     own = [name for name, module in placed.named_modules() if "forward" in vars(module)]
