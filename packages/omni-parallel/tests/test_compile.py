@@ -94,14 +94,36 @@ def test_blocks_alike_share_what_is_compiled() -> None:
     assert counts == [1, 1]
 
 
-def test_more_kinds_of_blocks_than_are_compiled_are_an_error_with_the_remedy() -> None:
-    model = make_simple(10)
+def make_kinds(kinds: int) -> Toy:
+    """A model of as many blocks, each of another kind."""
+    model = make_simple(kinds)
     for i, layer in enumerate(model.layers):
-        assert isinstance(layer, Simple)
         layer.choose = nn.Sequential(*(nn.Identity() for _ in range(i)))
-    with pytest.raises(ValueError, match=r"compile: layers.8 is one kind of block too many.* 8 times .* Leave compile"):
-        gradients(compile_blocks(model, plan_simple(model)), make_batch())
+    return model
+
+
+def test_more_kinds_of_blocks_than_are_compiled_are_an_error_with_the_remedy() -> None:
+    model = make_kinds(4)
+    with pytest.raises(ValueError, match=r"compile: layers.3 is one kind of block too many.* at most 3 times. Leave"):
+        gradients(compile_blocks(model, plan_simple(model), most=3), make_batch())
     assert not torch._dynamo.config.fail_on_recompile_limit_hit, "what else is compiled is as before"
+
+
+def test_three_kinds_of_blocks_are_trained_with_several_shapes_and_evaluated() -> None:
+    plain, model = make_kinds(3), make_kinds(3)
+    compile_blocks(model, plan_simple(model))
+    for rows in (2, 3, 4):
+        x_BSH = torch.randn(rows, 5 * rows, 7)
+        for grad in (True, False):
+            outs = []
+            for one in (plain, model):
+                with torch.set_grad_enabled(grad):
+                    h_BSH = x_BSH
+                    for layer in one.train(grad).layers:
+                        h_BSH = layer(h_BSH)
+                    outs.append(h_BSH)
+            assert torch.allclose(*outs, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] > 8, "more than torch's own bound"
 
 
 def test_what_is_apart_runs_as_it_is_with_its_hooks_and_in_every_block() -> None:
