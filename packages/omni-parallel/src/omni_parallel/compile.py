@@ -2,8 +2,8 @@
 becomes few kernels.
 
 Blocks alike share what is compiled, so that it takes as long for a hundred of them as for one. The first rows are
-compiled for as they are; when others come, with more documents or longer ones, once more for any; for an
-evaluation, which needs no gradients, once more.
+compiled for as they are; when others come, with more documents or longer ones, once more for any; for an evaluation,
+which needs no gradients, once more.
 
 A compiler follows a block up to what it cannot see through: attention over documents, experts, whose work depends on
 their choices, and collectives. There it stops, and goes on behind. Sharding and recomputation stay around it.
