@@ -9,6 +9,7 @@ from omni_parallel.encoders import send_media as send_media
 from omni_parallel.ep import ExpertsFn as ExpertsFn
 from omni_parallel.ep import apply_ep as apply_ep
 from omni_parallel.ep import expert_parallel as expert_parallel
+from omni_parallel.facts import ModelFacts as ModelFacts
 from omni_parallel.fp8 import apply_fp8 as apply_fp8
 from omni_parallel.fp8 import fp8_problems as fp8_problems
 from omni_parallel.fsdp import reshard as reshard
@@ -28,7 +29,6 @@ from omni_parallel.optim import named_tensors as named_tensors
 from omni_parallel.optim import restore_state as restore_state
 from omni_parallel.optim import state_tree as state_tree
 from omni_parallel.optim import update as update
-from omni_parallel.plan import ModelFacts as ModelFacts
 from omni_parallel.plan import ParallelPlan as ParallelPlan
 from omni_parallel.plan import RecomputeConfig as RecomputeConfig
 from omni_parallel.plan import has_shared_experts as has_shared_experts
