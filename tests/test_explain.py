@@ -5,17 +5,15 @@ import sys
 from pathlib import Path
 
 import bench
-import copies
 import pretrain
 import pytest
-import sft
 from decide import decide
 from explain import explain_run
 from request import Config
 from training import SMALL, write_family
 
 
-@pytest.mark.parametrize("app", [pretrain, sft, bench, copies])
+@pytest.mark.parametrize("app", [pretrain, bench])
 def test_it_is_printed_and_nothing_is_started_or_written(app: object, tmp_path: Path) -> None:
     command = [sys.executable, str(app.__file__), "--explain", "--shard", "2"]  # type: ignore[attr-defined]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

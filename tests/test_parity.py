@@ -54,10 +54,6 @@ CUTS = {
         4,
         {"mesh": MeshConfig(shard=4, ep=2), "recompute": RecomputeConfig(every=1, keep="matmuls")},
     ),
-    "sp 2, ep 2, compiled, recompute all": (
-        2,
-        {"mesh": MeshConfig(shard=1, sp=2, ep=2), "compile": True, "recompute": RecomputeConfig(every=1)},
-    ),
     "replicate 2 x shard 2, ep 2": (4, {"mesh": MeshConfig(replicate=2, shard=2, ep=2)}),
     "shard 2 x sp 2, ep 4": (4, {"mesh": MeshConfig(shard=2, sp=2, ep=4)}),
 }
