@@ -7,9 +7,13 @@ import pytest
 import torch
 from ranks import Run, rank_pool
 
+LONG = ("test_trouble.py", "test_models.py", "test_parity.py", "test_data.py", "test_processes.py", "test_bench.py")
+"""Files that take longest: they come first, so that none of them is left alone at the end."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a GPU are skipped where there is none."""
+    """Long files come first; tests of a GPU are skipped where there is none."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

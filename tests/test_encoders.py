@@ -78,7 +78,7 @@ def test_what_is_frozen_has_no_gradient_and_all_else_has_its_own(
     run(check, 4, Case(family, HALVES, ((FIVE, NONE),), frozen=frozen, recompute=recompute))
 
 
-@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker"])
 def test_blocks_of_towers_and_decoder_that_are_recomputed_change_nothing(family: str, run: Run) -> None:
     run(check, 4, Case(family, HALVES, ((MANY, FILM),), recompute=True))
 
