@@ -212,4 +212,5 @@ def test_a_merge_holds_one_file_in_memory_and_a_tensor_or_two(dtype, tmp_path):
 
     as_stored = 16 if dtype is None else 32
     assert growth("small", 16 * mib) < as_stored + 3 * 4
-    assert growth("large", 1 << 30) > 50 * 4  # The measure sees what is there, but for what this process had before.
+    # The measure sees what is there, 256 MiB, but for what this process had before and has not given back.
+    assert growth("large", 1 << 30) > 32 * 4
