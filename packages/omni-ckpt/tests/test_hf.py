@@ -205,6 +205,8 @@ def test_a_merge_holds_one_file_in_memory_and_a_tensor_or_two(dtype, tmp_path):
 
     def growth(target: str, max_bytes: int) -> int:
         gc.collect()
+        # What other tests of this process have freed, and it has not given back, would be taken first, and unseen.
+        ctypes.CDLL(None).malloc_trim(0)
         before = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
         merge_to_hf(source, tmp_path / target, max_bytes=max_bytes, dtype=dtype)
@@ -212,5 +214,4 @@ def test_a_merge_holds_one_file_in_memory_and_a_tensor_or_two(dtype, tmp_path):
 
     as_stored = 16 if dtype is None else 32
     assert growth("small", 16 * mib) < as_stored + 3 * 4
-    # The measure sees what is there, 256 MiB, but for what this process had before and has not given back.
-    assert growth("large", 1 << 30) > 32 * 4
+    assert growth("large", 1 << 30) > 50 * 4  # The measure sees what is there, but for what this process had before.
