@@ -7,7 +7,10 @@ import pytest
 import torch
 from ranks import Run, rank_pool
 
-LONG = ("test_trouble.py", "test_models.py", "test_parity.py", "test_data.py", "test_processes.py", "test_bench.py")
+LONG = (
+    *("test_trouble.py", "test_models.py", "test_parity.py", "test_data.py", "test_resume.py", "test_processes.py"),
+    *("test_soak.py", "test_sft.py", "test_bench.py", "test_requests.py", "test_sequence.py", "test_encoders.py"),
+)
 """Files that take longest: they come first, so that none of them is left alone at the end."""
 
 
