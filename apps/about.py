@@ -52,7 +52,7 @@ def settle(config: Config, run: Decision) -> dict[str, Any]:
 _FREE: Final = (
     *("out", "save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background"),
     *("timeout_s", "max_restarts", "max_skips", "mesh", "micro", "sp_chunks", "keep_gathered", "offload"),
-    *("profile", "tile_mlp", "explain"),
+    *("leave_code", "profile", "tile_mlp", "explain", "tracking"),
     *("set_rows_aside", "recompute", "virtual_shards", "data", "weights", "tokenizer", "workers", "max_bad"),
     *("mix.changed", "eval", "optim.offload"),
 )

@@ -12,6 +12,12 @@ It takes the flags of apps/pretrain.py and runs its loop, data wait included, an
 
 # Read it top to bottom: that is the order in which things happen.
 
+from preflight import answer, start
+from request_bench import TOLD, Config
+
+if __name__ == "__main__":
+    answer(Config, __doc__, told=TOLD)  # What is wrong with flags, and what they are, is told before torch is there.
+
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,16 +27,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 from batches import read_batches
+from clock import Clock, clock_encoders
 from decision import Decision
 from explain import explain_run
-from measuring import TOLD, Config, decide_measured, make_record, record_of, to_run
+from measuring import decide_measured, make_record, record_of, to_run
 from patience import MARGIN_S, START_S, expect_steps
 from peak import measure_matmul
 from place import place
-from preflight import start
 from profiling import save_trace
 from records import compare, read_record
-from report import Reporter
+from reporter import Reporter
 from request import Config as RunConfig
 from step import (
     accumulate_grads_,
@@ -66,8 +72,10 @@ def main(asked: Config, place: Callable[[RunConfig, Decision, Mesh], PreTrainedM
         config, chief = replace(config, out=Path(folder)), world.rank == 0
         matmul_tflops = measure_matmul(world.device)
         mesh = make_mesh(run.spec, device_type=run.device)
-        model = fill_weights(place(config, run, mesh), config.weights, seed=config.seed)
+        model = fill_weights(place(config, run, mesh), config.weights, seed=config.seed, device=world.device)
         state = init_state(model, config.optim)
+        clock = Clock(world.device)
+        model = clock_encoders(model, clock) if run.plan.encoders else model
         if chief:
             print(run.told(), flush=True)
 
@@ -91,13 +99,15 @@ def main(asked: Config, place: Callable[[RunConfig, Decision, Mesh], PreTrainedM
                 state = update(state, run.schedule, scale=scale, keep_casts=not run.plan.recompute)
                 rebalance_(model, loads, run.rate, scale)
                 collect_at(state.step)
+                clock.end_step()
                 report.note(state.step, metrics, loads, cursor=cursor, data=data)
         report.tell()
+        towers = clock.seconds()
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()] if chief else []
 
     # Keep, or compare.
     if chief:
-        record = make_record(asked, rows, matmul_tflops, *(timelines or [None]))
+        record = make_record(asked, rows, matmul_tflops, *(timelines or [None]), towers=towers)
         print(json.dumps(record, indent=2), flush=True)
         if asked.check and (worse := compare(record, read_record(record_of(asked)))):
             raise SystemExit("\n".join([f"worse than {record_of(asked)}:", *worse]))

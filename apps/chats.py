@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from kinds import STREAM, Kind
+from request_chats import ChatConfig
 from transformers import AutoTokenizer
 
 from omni_data import (
     Encode,
-    Learn,
     Record,
     Source,
     Streamed,
@@ -41,18 +41,6 @@ PLAIN: Final = """\
 """Of tokenizers that have none."""
 _CODE: Final = re.compile(r"\{[{%].*?[}%]\}", re.DOTALL)
 _WORD: Final = re.compile(r"(?<![\w.'\"])[A-Za-z_]\w*")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatConfig:
-    """How chats become tokens."""
-
-    learn: Learn = "assistant"
-    """All that the assistant says, or its last message."""
-    template: Path | None = None
-    """A file with a chat template (Jinja). Left out: that of the tokenizer, or a plain one if it has none."""
-    options: tuple[str, ...] = ()
-    """Variables that the template reads, each as name=value with a value in JSON: enable_thinking=false."""
 
 
 def chats(config: ChatConfig) -> Kind:

@@ -46,10 +46,12 @@ def choose_dtype(config: Config) -> tuple[str, torch.dtype]:
 
 
 def choose_compute(
-    config: Config, model: PreTrainedModel, device: str, dtype: torch.dtype, *, ep: int
+    config: Config, model: PreTrainedModel, device: str, dtype: torch.dtype, *, ep: int, images: bool = False
 ) -> tuple[Compute, list[str]]:
     """What computes `model`, where `config` leaves it open the fastest that is exact; and what is wrong, in words."""
-    attention = choose_attention(model, device, dtype) if config.attention == "auto" else config.attention
+    attention = (
+        choose_attention(model, device, dtype, images=images) if config.attention == "auto" else config.attention
+    )
     loss = choose_loss(model) if config.loss == "auto" else config.loss
     facts = describe(model)
     # Spread experts are grouped; if they cannot be, that is told. Whether there are any is told by the plan.
@@ -66,7 +68,7 @@ def choose_compute(
             f"recompute keep={config.recompute.keep} watches each operator, and torch compiles nothing that is "
             "watched, as flex attention has to be: choose another --attention, or keep nothing."
         )
-    problems += attention_problems(model, attention, device, dtype) + loss_problems(model, loss)
+    problems += attention_problems(model, attention, device, dtype, images=images) + loss_problems(model, loss)
     problems += experts_problems(model, experts, dtype, ep=ep if facts.experts else 1)
     problems += balance_problems(model, config.balance)
     if config.compile and config.linear == "fp8":

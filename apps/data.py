@@ -4,7 +4,7 @@ from collections.abc import Sequence, Sized
 from typing import Any, Final
 
 from kinds import STREAM, Kind
-from preflight import attempt
+from refusal import attempt
 from request import Config
 
 from omni_data import (

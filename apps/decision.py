@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from omni_data import Packing, Part, TextTokenizer
 from omni_data.mix import Weight
 from omni_mesh import MeshSpec
-from omni_models import ModelFacts
+from omni_models import ModelFacts, ModelPart
 from omni_parallel import AdamWConfig, ParallelPlan, Schedule
 
 
@@ -56,12 +56,18 @@ class Decision:
     """What recomputed blocks keep all the same."""
     moments: str
     """How narrow moments are, and where, in words; nothing if they are as wide as parameters, and with them."""
+    trained: str
+    """What is trained, in words; nothing if all is."""
     start: str
     """Where the weights come from, in words."""
     found: Path | None
     """The checkpoint to continue."""
     joining: str
     """Which sources join, leave and go on there, in words; nothing if they are the same."""
+    frozen: tuple[ModelPart, ...] = ()
+    """Parts of the model that are not trained."""
+    replicated: tuple[str, ...] = ()
+    """Modules that are whole on every rank."""
 
     @property
     def passes(self) -> int:
@@ -106,8 +112,11 @@ class Decision:
             ("step", f"{self.batch} rows, {self.micro} at a time on each rank{lasts}"),
             *ending,
             ("start", f"continues {found}" if found else self.start),
+            *((("trained", self.trained),) if self.trained else ()),
             *((("sources", self.joining),) if found and self.joining else ()),
             *((("changed", ", ".join(changed)),) if changed else ()),
+            *((("frozen", ", ".join(self.frozen)),) if self.frozen else ()),
+            *((("whole", f"{', '.join(self.replicated)} on every rank"),) if self.replicated else ()),
             *((("saves", saves),) if saves else ()),
             ("compute", f"{self.dtype} on {self.device}, attention {how.attention}{linear}, loss {how.loss}"),
             *((("experts", self._experts()),) if self.facts.experts else ()),

@@ -8,19 +8,20 @@ from batches import read_held_out
 from decision import Decision
 from request import Config
 from sources import short_names
-from step import add_by_source_
+from step import add_by_source_, sum_losses
 from transformers import PreTrainedModel
 
 from omni_mesh import Mesh
-from omni_models import summed_loss
+from omni_models import count_losses, loss_weights
+from omni_models.losses import TEXT
 from omni_parallel import global_sum, reshard
 
 
 def evaluate(
     model: PreTrainedModel, config: Config, run: Decision, mesh: Mesh, *, beat: Callable[[], None]
 ) -> dict[str, float]:
-    """The mean loss (nats a target) of all that is held out, `loss`; of each source of several, `loss/NAME`; and how
-    many `targets` there are.
+    """The mean loss (nats a target) of all that is held out, `loss`; of text of each source of several,
+    `loss/NAME`; of a model with decoders `loss_of_text` and that of each; and how many `targets` of text there are.
 
     Effect: collective; reads the data. The model is as it was after it.
 
@@ -32,6 +33,8 @@ def evaluate(
         beat: called before each batch.
     """
     device = torch.device(run.device)
+    weights = loss_weights(model.config)
+    sums_2D = torch.zeros(2, len(weights), dtype=torch.float64, device=device)
     sums_2N = torch.zeros(2, len(run.held_out), dtype=torch.float64, device=device)
     batches = read_held_out(config, run, mesh)
     model.eval()
@@ -44,7 +47,9 @@ def evaluate(
             labels_Bs, sources_B = inputs.pop("labels_Bs"), inputs.pop("sources_B")
             del inputs["real_T"]
             each_Bs = torch.zeros(labels_Bs.shape, device=device)
-            summed_loss(model, inputs, labels_Bs, impl=run.compute.loss, each_Bs=each_Bs)
+            sums = sum_losses(model, inputs, labels_Bs, run.compute.loss, each_Bs)
+            counts = count_losses(inputs, labels_Bs)
+            sums_2D += torch.stack([torch.stack([*sums.values()]), torch.stack([*counts.values()])])
             add_by_source_(sums_2N, each_Bs, labels_Bs, sources_B)
     # What the forward pass gathered is of before the next update.
     reshard(model.train())
@@ -54,4 +59,10 @@ def evaluate(
     if not sum(targets_N):
         raise ValueError(f"nothing to learn in what is held out: {', '.join(p.source.name for p in run.held_out)}.")
     mean = sum(losses_N) / sum(targets_N)
+    drawn = {
+        name: a / b for name, a, b in zip(weights, *global_sum(sums_2D).tolist(), strict=True) if b and name != TEXT
+    }
+    if drawn:
+        each |= {f"loss_of_{name}": loss for name, loss in {TEXT: mean, **drawn}.items()}
+        mean += sum(weights[name] * loss for name, loss in drawn.items())
     return {"loss": mean, **(each if len(each) > 1 else {}), "targets": int(sum(targets_N))}

@@ -2,6 +2,7 @@
 words of packages in terms of flags."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 import tyro
 from docstring_parser import parse_from_object
+from elsewhere import name_flags
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 C = TypeVar("C")
@@ -32,7 +34,12 @@ def parse(config_type: type[C], manual: str | None, *, told: Told = NOTHING, arg
     """
     registry = ConstructorRegistry()
     registry.struct_rule(partial(flags_of, told=told))
-    return tyro.cli(config_type, description=manual, args=args, registry=registry)
+    try:
+        return tyro.cli(config_type, description=manual, args=args, registry=registry)
+    except SystemExit as leaving:
+        if leaving.code and (names := name_flags(sys.argv[1:] if args is None else args, config_type)):
+            print(*names, sep="\n", file=sys.stderr)
+        raise
 
 
 def flags_of(info: StructTypeInfo, *, told: Told) -> StructConstructorSpec | None:
@@ -56,9 +63,16 @@ def docs_of(kind: type) -> Mapping[str, str]:
 
 
 _SAID: Final = re.compile(
-    r"(?<![\w./-])((?P<name>field|max_bad|workers)=('(?P<quoted>[^']*)'|(?P<value>\w*))|packing\.long)"
+    r"(?<![\w./-])((?P<name>field|max_bad|workers|most_pixels|most_frames|most_seconds)="
+    r"('(?P<quoted>[^']*)'|(?P<value>\w*))|packing\.long)"
 )
 """How packages name what flags of an app give them."""
+_NAMED: Final = {
+    "most_pixels": "media.most_pixels",
+    "most_frames": "media.max_frames",
+    "most_seconds": "media.max_seconds",
+}
+"""What flags are called otherwise."""
 
 
 def by_flags(told: str) -> str:
@@ -81,7 +95,8 @@ def _as_flag(said: re.Match[str]) -> str:
     if said["name"] is None:
         return f"--{said[0]}"
     value = said["value"] if said["quoted"] is None else quote(said["quoted"])
-    return f"--{said['name'].replace('_', '-')} {value}".rstrip()
+    name = _NAMED.get(said["name"], said["name"])
+    return f"--{name.replace('_', '-')} {value}".rstrip()
 
 
 def _default(field: Any, info: StructTypeInfo) -> Any:

@@ -31,6 +31,10 @@ class Kind:
     """What makes a sample of an item, for a vocabulary of so many tokens."""
     told: Mapping[str, str] = field(default_factory=dict)
     """What fixes the tokens of an item beside the tokenizer."""
+    media: bool = False
+    """Whether samples may have media, which encoders of the model make features of."""
+    shards: int = 240
+    """Virtual shards, where a run does not say how many: each holds a window of samples in memory."""
 
 
 def texts(name: str) -> Kind:

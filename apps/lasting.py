@@ -7,7 +7,7 @@ from itertools import count
 from math import inf
 from typing import Final, Literal
 
-from preflight import attempt
+from refusal import attempt
 
 from omni_data import Packing, Part, fit_rows, mapped
 from omni_data.fingerprint import spread

@@ -29,6 +29,7 @@ LIMITS: Final = {
     **dict.fromkeys(("packing.cost.token", "packing.cost.square", "packing.cost.media"), _from(0)),
     **dict.fromkeys(("packing.max_len", "eval.documents"), _from(1)),
     "seq_len": _from(2),
+    "leave_code": _from(0, 255),
     "profile": _from(1),
     "seed": _from(0, 2**63 - 1),
     "timeout_s": _from(1, 1e8),

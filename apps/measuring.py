@@ -1,21 +1,20 @@
-"""What a measurement asks for, and what is decided of it: a run of apps/pretrain.py that keeps nothing."""
+"""What is decided of a measurement, and what becomes of it: a run of apps/pretrain.py that keeps nothing."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import request
 import torch
-import tyro
+from chats import chats
 from decide import decide
 from decision import Decision
+from kinds import Kind, texts
 from places import check_writable
-from preflight import attempt, refuse, told_in
 from records import (
-    ROOT,
     ask,
     check_same,
     name_device,
@@ -24,74 +23,19 @@ from records import (
     summarize,
     tell_command,
     tell_making,
+    tell_towers,
 )
 from redact import without_secrets
+from refusal import attempt, refuse, told_in
+from request_bench import Config
+from request_chats import ChatConfig
+from request_media import MediaConfig
+from seen import seen
+from settings import as_flags
 from timeline import Timeline, account
 from torch import nn
 
-from omni_mesh import MeshConfig
 from omni_models.experts import is_experts
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """One run, as of apps/pretrain.py, and what is measured of it."""
-
-    run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config(steps=25, out=Path("runs/bench"))
-    name: str | None = None
-    """Of the record to write: NAME.json in --to. Left out: it is only printed."""
-    to: Path = ROOT / "benchmarks"
-    """Folder of records."""
-    skip: int = 5
-    """First steps to leave out, which compile and warm up."""
-    note: str = ""
-    """What a reader of the record should know."""
-    commit: str | None = None
-    """Of the code measured. Left out: asked of git."""
-    check: bool = False
-    """Compare with the record of that name instead of writing one, whose command must be this one but for its length;
-    the exit code is 1 if this run is more than 5 % slower, or takes as much more memory."""
-    balanced: bool = False
-    """Overrule the routers: every expert gets the same number of tokens, which is what perfect balance would be worth.
-    Such a run learns nothing that counts."""
-    profiled: int = 3
-    """Steps to profile on the first rank, after --steps that are measured; 0 for none."""
-    trace: Path | None = None
-    """File that the trace of these is written to (.json.gz); its folder is made."""
-
-    @property
-    def mesh(self) -> MeshConfig:
-        """On how many ranks it runs."""
-        return self.run.mesh
-
-    @property
-    def max_restarts(self) -> int:
-        """How often they are started again: what failed is not measured."""
-        return 0
-
-    @property
-    def explain(self) -> bool:
-        """Whether it is told which kernels are used where, and nothing more."""
-        return self.run.explain
-
-    @property
-    def out(self) -> Path:
-        """Where errors are told."""
-        return self.run.out
-
-
-_KEPT: Final = ("save_to", "stop_after", "save_every", "keep", "keep_every", "keep_best", "save_in_background")
-_IDLE: Final = "Does nothing here, where a run is measured and not kept."
-TOLD: Final = {
-    request.Config: {
-        **dict.fromkeys((*_KEPT, "max_restarts", "profile"), _IDLE),
-        "out": "Directory of errors.log, if it is refused while it is under way. Nothing else is kept there.",
-        "steps": "Optimizer steps that are measured, the first of --skip left out; those to profile come after them.",
-    },
-    request.EvalConfig: dict.fromkeys(("data", "every", "documents"), _IDLE),
-}
-"""What the flags of apps/pretrain.py are here, where that is something else: all are taken, so that the command of a
-run is that of its measurement."""
 
 
 def decide_measured(asked: Config) -> Decision:
@@ -101,7 +45,7 @@ def decide_measured(asked: Config) -> Decision:
         ValueError: with everything that keeps the run from being measured.
     """
     problems: list[str] = []
-    run = attempt(problems, decide, to_run(asked), saves=False)
+    run = attempt(problems, decide, to_run(asked), kind=kind_of(asked), saves=False)
     problems = [one for told in problems for one in told_in(told)]
     if asked.skip < 0 or asked.profiled < 0:
         problems.append(f"--skip {asked.skip} and --profiled {asked.profiled} must be at least 0.")
@@ -120,10 +64,18 @@ def decide_measured(asked: Config) -> Decision:
     return run if not asked.balanced else replace(run, model=use_balanced_routers(run.model))
 
 
+def kind_of(asked: Config) -> Kind:
+    """What the records of `asked` are to it."""
+    if asked.kind == "texts":
+        return texts(asked.run.field)
+    return chats(ChatConfig()) if asked.kind == "chats" else seen(ChatConfig(), MediaConfig(), asked.run.model)
+
+
 def to_run(asked: Config) -> request.Config:
     """The run that is measured, with the steps that are profiled after it. Pure."""
     steps = asked.run.steps + max(0, asked.profiled)
-    return replace(asked.run, steps=steps, save_to=None, stop_after=None, eval=request.EvalConfig(), profile=())
+    kept = {"save_to": None, "eval": request.EvalConfig(), "tracking": request.TrackConfig(), "profile": ()}
+    return replace(asked.run, steps=steps, stop_after=None, **kept)
 
 
 def record_of(asked: Config) -> Path:
@@ -148,11 +100,17 @@ def check_before(asked: Config) -> None:
 
 
 def _argv() -> list[str]:
-    return [without_secrets(word) for word in sys.argv]
+    """The command, with flags in place of the files that it names, which may change."""
+    return [without_secrets(word) for word in (sys.argv[0], *as_flags(Config, sys.argv[1:]))]
 
 
 def make_record(
-    asked: Config, rows: Sequence[Mapping[str, Any]], matmul_tflops: float, timeline: Timeline | None
+    asked: Config,
+    rows: Sequence[Mapping[str, Any]],
+    matmul_tflops: float,
+    timeline: Timeline | None,
+    *,
+    towers: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What was measured, and how. Effect: asks the system.
 
@@ -161,6 +119,7 @@ def make_record(
         rows: of its metrics, a row a step.
         matmul_tflops: of `measure_matmul`.
         timeline: of the steps that were profiled, if any were.
+        towers: seconds of towers in each step, on the first rank, if there are any.
 
     Raises:
         ValueError: if no step is left to measure, or none was profiled.
@@ -169,6 +128,7 @@ def make_record(
         raise ValueError("the data ended before a step was profiled: give more data, fewer --steps, or --profiled 0.")
     measured = rows[: asked.run.steps]
     speeds = summarize(measured, asked.skip) | share_of_peak(measured, asked.skip, matmul_tflops)
+    speeds |= tell_towers(measured, towers, asked.skip)
     seen = {} if timeline is None else {"profiled_steps": timeline.steps, **account(timeline)}
     made = tell_making(_argv(), asked.note, asked.commit or ask(*_HEAD))
     return speeds | {name: round(value, 6) for name, value in seen.items()} | made

@@ -2,41 +2,32 @@
 
     uv run apps/merge.py runs/pretrain --to runs/pretrain/merged
     uv run apps/merge.py runs/pretrain --to merged --step 100 --dtype bfloat16
+    uv run apps/merge.py runs/lora --to adapters             of a run of adapters, these, which plain peft loads
+    uv run apps/merge.py runs/lora --to merged --lora merge  or the model that they make of the one they are beside
 
 The run is left as it is.
 """
 
+from preflight import check_flags, run
+from request_merge import Config
+
+if __name__ == "__main__":
+    check_flags(Config, __doc__)  # What is wrong with them is told before torch is there.
+
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryFile
-from typing import Literal
 
 import torch
-import tyro
+from adapters import ADAPTERS, export_adapters, merge_base
+from names import nearest
 from places import URL
-from preflight import run
 from redact import without_secrets
 
 from omni_ckpt import as_place, latest, merge_to_hf, step_dir, step_of, steps
 from omni_models import build_model, hf_keys, read_config
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Which checkpoint to merge, and into what."""
-
-    run: tyro.conf.Positional[Path]
-    """Directory of the run: the --out of its training."""
-    to: Path
-    """Directory to write; it must not exist, or be empty."""
-    checkpoints: str | None = None
-    """Where the checkpoints are: the --save-to of the training. Left out: in the directory of the run."""
-    step: int | None = None
-    """Step of the checkpoint. Left out: the newest."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights written. Left out: as trained."""
 
 
 def main(config: Config) -> None:
@@ -47,21 +38,59 @@ def main(config: Config) -> None:
     """
     assets = config.run / "model"
     if not (assets / "config.json").is_file():
-        raise ValueError(f"{config.run} is not the directory of a run: it has no model/config.json.")
+        raise ValueError(f"{config.run} is not the directory of a run: {what_instead(config.run)}")
     root = as_place(config.checkpoints or config.run)
     source = choose(root, config.step)
     check_free(config.to)
-    to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
+    adapted = (assets / ADAPTERS).is_file()
+    if not adapted and (config.lora == "merge" or config.base):
+        raise ValueError(f"{config.run} has no adapters, but is a model by itself: leave out --lora and --base.")
     others = [str(step_of(path)) for path in steps(root) if path.name != source.name]
     another = f"--step chooses another: {', '.join(others)}" if others else ""
+    more = f" ({another})" if another and config.step is None else ""
+    dtype = getattr(torch, config.dtype) if config.dtype else None
     try:
-        merge_to_hf(source, config.to, to_hf=to_hf, dtype=getattr(torch, config.dtype) if config.dtype else None)
+        if adapted and config.lora == "keep":
+            base = export_adapters(source, assets, config.to, dtype)
+            told = f"{source}{more} gave the adapters {config.to}, which plain peft loads beside {base}."
+            print(without_secrets(told))
+            return
+        if adapted:
+            merge_base(source, assets, config.to, dtype, base=config.base)
+        else:
+            to_hf = hf_keys(build_model(read_config(str(assets)), device="meta"))
+            merge_to_hf(source, config.to, to_hf=to_hf, dtype=dtype)
     except ValueError as problem:
         raise ValueError(f"{problem}\n{another}".rstrip()) from problem
     add_assets(assets, config.to, config.dtype)
-    more = f" ({another})" if another and config.step is None else ""
-    said = '--chat --prompt "Hello"' if (config.to / "chat_template.jinja").is_file() else '--prompt "The "'
+    said = how_to_ask(config.to)
     print(without_secrets(f"{source}{more} is merged. Try: uv run apps/infer.py {config.to} {said}"))
+
+
+def what_instead(run: Path) -> str:
+    """What `run` is, which no run is, and what to give instead, in words. Effect: looks at the disk."""
+    if not run.exists():
+        return f"there is no {run}{nearest(run)}."
+    if run.is_file():
+        return "it is a file."
+    whole = run.resolve().parent
+    name = f"Name the run: uv run apps/merge.py {quote(str(whole))}"
+    if (whole / "model" / "config.json").is_file() and run.resolve() in [Path(path) for path in steps(whole)]:
+        return f"it is a checkpoint of one. {name} --step {step_of(run.resolve())} --to DIR"
+    if run.resolve() == whole / "model" and (run / "config.json").is_file():
+        return f"it is what one keeps beside its checkpoints, without weights. {name} --to DIR"
+    if any(run.glob("*.safetensors")):
+        return "it is a model already, which needs no merging."
+    return "it has no model/config.json."
+
+
+def how_to_ask(model: Path) -> str:
+    """The flags of apps/infer.py that suit a merged model. Effect: looks at its files."""
+    if any(model.glob("*.npz")):
+        return '--prompt "Draw a red circle" --draw drawn.png'
+    if (model / "processor_config.json").is_file():
+        return '--image FILE.png --prompt "What is it?"'
+    return '--chat --prompt "Hello"' if (model / "chat_template.jinja").is_file() else '--prompt "The "'
 
 
 def add_assets(assets: Path, to: Path, dtype: str | None) -> None:
@@ -70,7 +99,7 @@ def add_assets(assets: Path, to: Path, dtype: str | None) -> None:
     The configuration, without which nothing loads the directory, comes last and whole.
     """
     for file in assets.iterdir():
-        if file.name != "config.json":
+        if file.name not in ("config.json", ADAPTERS):
             shutil.copy(file, to)
     shutil.copy(assets / "config.json", part := to / "config.json.tmp")
     if dtype:

@@ -7,7 +7,7 @@ from typing import Final
 from uuid import uuid4
 
 from disk import nearest_there
-from preflight import attempt
+from refusal import attempt
 from request import Config
 
 from omni_ckpt import newest_whole, refuse_none_whole

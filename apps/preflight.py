@@ -1,24 +1,29 @@
 """From a command line to running ranks, with every mistake of the request told at once, before anything starts."""
 
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Never, ParamSpec, Protocol, TypeVar
+from typing import Final, Never, Protocol, TypeVar
 
 from flags import NOTHING, Told, by_flags, parse
 from redact import without_secrets
+from settings import ask
 
-from omni_mesh import MeshConfig, ignore_saves, launch, planned_ranks, world_size
+from omni_mesh import MeshConfig, ignore_saves, world_size
 
-P = ParamSpec("P")
 T = TypeVar("T")
 D = TypeVar("D")
-_REFUSED: Final = "this run cannot start:\n"
+
+
+_INTERRUPTED: Final = 128 + signal.SIGINT
+"""The code with which Ctrl-C ends a command."""
 
 
 class HasMesh(Protocol):
@@ -35,33 +40,24 @@ class HasMesh(Protocol):
 C = TypeVar("C", bound=HasMesh)
 
 
-def attempt(problems: list[str], f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """What `f` returns, or None once its complaint is noted in `problems`, so that the next check still runs."""
-    try:
-        return f(*args, **kwargs)
-    except ValueError as problem:
-        problems.append(str(problem))
-        return None
+def answer(config_type: type[object], manual: str | None, *, told: Told = NOTHING) -> None:
+    """What `start` does before anything is decided, for an app to do before it imports what that takes, torch first.
 
-
-def refuse(problems: list[str]) -> None:
-    """Raise one `ValueError` with all `problems`; nothing if there are none."""
-    if problems:
-        told = [f"  - {problem}".replace("\n", "\n    ") for problem in dict.fromkeys(problems)]
-        raise ValueError(_REFUSED + "\n".join(told))
-
-
-def told_in(refusal: str) -> list[str]:
-    """The problems that `refuse` told, or the one that `refusal` is. Pure.
-
-    >>> told_in("this run cannot start:\\n  - one,\\n    of two lines\\n  - another")
-    ['one,\\nof two lines', 'another']
+    Effect: exits if help is asked for, or settings are to be printed, and with 2 if files or flags are wrong.
     """
-    if not refusal.startswith(_REFUSED):
-        return [refusal]
-    return [
-        problem.replace("\n    ", "\n") for problem in refusal[len(_REFUSED) :].removeprefix("  - ").split("\n  - ")
-    ]
+    sys.excepthook = _tell_failure
+    _told(partial(ask, config_type, told=told), manual)
+    _tell_loading()
+
+
+def check_flags(config_type: type[object], manual: str | None) -> None:
+    """What `run` does first, for an app to do before it imports what takes long.
+
+    Effect: exits if help is asked for, and with 2 if flags are wrong.
+    """
+    sys.excepthook = _tell_failure
+    parse(config_type, manual)
+    _tell_loading()
 
 
 def start(
@@ -72,17 +68,21 @@ def start(
     *,
     told: Told = NOTHING,
     instead: Callable[[C, D], str] = lambda config, run: "",
+    left: Callable[[C], str] = lambda config: "",
 ) -> None:
-    """Parse the command line, let `decide` find what is wrong with it, and run `main` on every rank. If `instead` has
-    something to say of what was decided, that is printed, and nothing is run.
+    """Read the command line and the files of settings that it names, let `decide` find what is wrong with them, and run
+    `main` on every rank. If `instead` has something to say of what was decided, that is printed, and nothing is run.
+    What `left` says is printed after Ctrl-C.
 
-    Effect: reads the command line, starts processes. Exits with 2 and the list of problems if there are any, and so if
-    a rank raises a `ValueError`, whose traceback is kept in `errors.log` of the run. Nothing that is told of a failure,
-    here or by a rank, has a secret of the command line in it.
+    Effect: reads the command line and files, starts processes. Exits with 2 and the list of problems if there are any,
+    and so if a rank raises a `ValueError`, whose traceback is kept in `errors.log` of the run. Nothing that is told of
+    a failure, here or by a rank, has a secret of the command line in it.
     """
+    from omni_mesh import launch, planned_ranks
+
     ignore_saves()
     sys.excepthook = _tell_failure
-    config = parse(config_type, manual, told=told)
+    config = _told(partial(ask, config_type, told=told), manual)
     _told(check_restarts, config)
     if words := instead(config, _told(decide, config)):
         print(words, flush=True)
@@ -92,6 +92,18 @@ def start(
         launch(main, config, ranks=ranks, max_restarts=restarts, censor=without_secrets)
     except ValueError as problem:
         _tell(f"{problem}\n{keep_trace(problem, config.out)}")
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED and (words := _ask_what_is_left(left, config)):
+            print(without_secrets(words), file=sys.stderr, flush=True)
+        raise
+
+
+def _ask_what_is_left(left: Callable[[C], str], config: C) -> str:
+    """What `left` says; that it cannot be said, if storage does not answer: the run has ended all the same."""
+    try:
+        return left(config)
+    except Exception as problem:  # noqa: BLE001  Storage raises what it likes.
+        return f"What is left of it cannot be looked for: {problem}"
 
 
 def check_restarts(config: HasMesh) -> None:
@@ -105,10 +117,16 @@ def check_restarts(config: HasMesh) -> None:
         )
 
 
-def run(main: Callable[[T], None], config_type: type[T], manual: str | None) -> None:
+def run(main: Callable[[T], None], config_type: type[T], manual: str | None, *, told: Told = NOTHING) -> None:
     """Parse the command line and run `main` in this process. Exits with 2 and the problem if there is one."""
     sys.excepthook = _tell_failure
-    _told(main, parse(config_type, manual))
+    config = parse(config_type, manual, told=told)
+    try:
+        _told(main, config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # Whoever read it has seen enough, as `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _told(f: Callable[[T], D], config: T) -> D:
@@ -122,6 +140,16 @@ def _told(f: Callable[[T], D], config: T) -> D:
 def _tell(problem: str) -> Never:
     print(without_secrets(f"error: {by_flags(problem)}"), file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _tell_loading() -> None:
+    """Say to a person why nothing is seen for seconds. Effect: prints."""
+    try:
+        is_rank = world_size() is not None
+    except ValueError:  # It is told by who needs to know of which.
+        is_rank = True
+    if sys.stderr.isatty() and not is_rank:
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
 
 def keep_trace(error: BaseException, out: Path) -> str:

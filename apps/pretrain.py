@@ -12,21 +12,29 @@ Without weights the model starts at random. A run found in --out is continued.
 
 # Read it top to bottom: that is the order in which things happen.
 
+from preflight import answer, start
+from request import Config
+
+if __name__ == "__main__":
+    answer(Config, __doc__)  # What is wrong with flags, and what they are, is told before torch is there.
+
+import sys
 from contextlib import closing
 from functools import partial
 
 from about import changed_settings, settle
+from adapt import write_adapters
 from batches import read_batches
 from decide import decide
+from decision import Decision
 from evaluate import evaluate
 from explain import explain_run
 from patience import MARGIN_S, START_S, expect_steps
 from place import place
-from preflight import start
 from profiling import profiling
-from report import Reporter
-from request import Config
+from reporter import Reporter
 from resume import Keeper, choose_checkpoint, load_run
+from settings import save_settings
 from step import (
     accumulate_grads_,
     hear_all,
@@ -36,7 +44,8 @@ from step import (
     seed_all_,
     take_steps,
 )
-from watch import forget_rows, what_next
+from tracking import tracking
+from watch import forget_rows, what_interrupt_left, what_next
 
 from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
@@ -45,9 +54,22 @@ from omni_parallel import grad_norm, init_state, update
 
 
 def main(config: Config) -> None:
-    """Train as `config` says. Effect: joins the world, writes checkpoints and metrics below `config.out`."""
+    """Train as `config` says. Effect: as `train`."""
     # Decide. What will happen is known, and printed, before anything does.
-    run = decide(config)
+    train(config, decide(config), asked=config)
+
+
+def train(config: Config, run: Decision, *, asked: object, app: str = "pretrain") -> None:
+    """Train as `config` says and `run` is decided.
+
+    Effect: joins the world, writes checkpoints and metrics below `config.out`.
+
+    Args:
+        config: of the run.
+        run: what it means here.
+        asked: all settings of the app, which are kept.
+        app: whose command goes on with it.
+    """
     with (
         join_world(device=run.device, timeout_s=START_S + MARGIN_S) as world,
         watch_stalls(world, START_S) as dog,
@@ -60,16 +82,18 @@ def main(config: Config) -> None:
         # Place. The model is a handle: each line takes it and gives it back.
         mesh = make_mesh(run.spec, device_type=run.device)
         model = place(config, run, mesh)
-        model = fill_weights(model, None if found else config.weights, seed=config.seed)
+        model = fill_weights(model, config.filled_from(found), seed=config.seed, device=world.device)
         state, cursor, about = init_state(model, config.optim), Cursor(), {}
 
         # Resume. The mesh may differ from the one that was saved.
         if found:
-            state, cursor, about = load_run(state, found)
+            state, cursor, about = load_run(state, found, config.keeps_frozen())
         saves, changed = keeper.make_room(state, cursor), changed_settings(about, config, settle(config, run))
         if chief := world.rank == 0:
             print(run.told(found, saves, changed), flush=True)
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
+            write_adapters(config, model)
+            save_settings(asked, config.out)
             forget_rows(config.out, state.step)
 
         # Train.
@@ -77,7 +101,8 @@ def main(config: Config) -> None:
         begin = expect_steps(dog, mesh, config.timeout_s)
         with (
             closing(read_batches(config, run, cursor, mesh)) as batches,
-            Reporter(config, run, world, first=first, about=about) as report,
+            tracking(config, asked, first=first, chief=chief, allowing=dog.allowing) as track,
+            Reporter(config, run, world, first=first, about=about, track=track) as report,
             profiling(config, world, at=first) as profiled,
         ):
             taken = profiled(take_steps(batches, run, world.device))
@@ -106,8 +131,10 @@ def main(config: Config) -> None:
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config, state.step, since=first, left=report.asked_to_leave), flush=True)
+            print(what_next(config, state.step, since=first, left=report.asked_to_leave, app=app), flush=True)
+    if config.leave_code and report.asked_to_leave and state.step < stop:
+        sys.exit(config.leave_code)
 
 
 if __name__ == "__main__":
-    start(main, decide, Config, __doc__, instead=explain_run)
+    start(main, decide, Config, __doc__, instead=explain_run, left=what_interrupt_left)

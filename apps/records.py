@@ -30,15 +30,41 @@ def summarize(rows: Sequence[Mapping[str, Any]], skip: int) -> dict[str, float]:
     kept = rows[skip:]
     if not kept:
         raise ValueError(f"{len(rows)} steps are no more than the {skip} to skip: run longer, or give more data.")
-    medians = {name: round(median(row[name] for row in kept), 4) for name in SPEEDS}
-    most = {"data_seconds_most": round(max(row["data_seconds"] for row in kept), 4)}
-    return {"steps": len(kept), **medians, **most, "memory_gb": round(max(row["memory_gb"] for row in rows), 3)}
+    medians = {name: keep_digits(median(row[name] for row in kept)) for name in SPEEDS}
+    most = {"data_seconds_most": keep_digits(max(row["data_seconds"] for row in kept))}
+    return {"steps": len(kept), **medians, **most, "memory_gb": keep_digits(max(row["memory_gb"] for row in rows))}
+
+
+def keep_digits(value: float) -> float:
+    """`value` to six significant digits, so that a slow machine's is not 0. Pure."""
+    return float(f"{value:.6g}")
 
 
 def share_of_peak(rows: Sequence[Mapping[str, Any]], skip: int, matmul_tflops: float) -> dict[str, float]:
     """What matrix products alone make here, in 10^12 operations a second, and how much of it the steps do. Pure."""
     reached = median(row["tflops_per_rank"] for row in rows[skip:])
-    return {"matmul_tflops": round(matmul_tflops, 4), "share_of_matmul_peak": round(reached / matmul_tflops, 6)}
+    return {"matmul_tflops": keep_digits(matmul_tflops), "share_of_matmul_peak": keep_digits(reached / matmul_tflops)}
+
+
+def tell_towers(rows: Sequence[Mapping[str, Any]], towers: Sequence[float], skip: int) -> dict[str, float]:
+    """Speed and time of towers, and their share of the operations and of the time of a step; nothing without. Pure.
+
+    Args:
+        rows: of metrics.
+        towers: seconds in each of these steps.
+        skip: first steps to leave out.
+    """
+    name = "tower_tflops_per_rank"
+    kept = [(row, seconds) for row, seconds in zip(rows, towers, strict=False) if name in row][skip:]
+    if not kept:
+        return {}
+    shares = [row[name] / (row[name] + row["tflops_per_rank"]) for row, _ in kept]
+    return {
+        name: keep_digits(median(row[name] for row, _ in kept)),
+        "tower_seconds": keep_digits(median(seconds for _, seconds in kept)),
+        "tower_share_of_operations": keep_digits(median(shares)),
+        "tower_share_of_seconds": keep_digits(median(seconds / row["seconds"] for row, seconds in kept)),
+    }
 
 
 def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-_NAME: Final = r"[\w-]*(?:token|key|secret|signature|sig|auth|pass(?:word|wd|phrase)?|pwd|credentials?)"
+_NAME: Final = (
+    r"(?!(?:bos|eos|pad|unk|sep|cls|mask)_token(?![\w-]))"  # Tokens of text.
+    r"[\w-]*(?:token|key|secret|signature|sig|auth|pass(?:word|wd|phrase)?|pwd|credentials?)"
+)
 _PLAIN_NAME: Final = r"(?:[\w-]*(?:pass(?:word|wd|phrase)|(?:api|secret|access)[-_]?key)|client[-_]secret)"
 _VALUE: Final = r"""(?:"[^"]*"|'[^']*'|[^&\s"']+)"""
 _BEGINNINGS: Final = (

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from omni_ckpt import Retention, as_place
+from omni_ckpt import as_place
 from omni_data import Packing
 from omni_mesh import MeshConfig
-from omni_models import BalanceConfig
+from omni_models import BalanceConfig, LoraSettings
 from omni_parallel import AdamWConfig, RecomputeConfig
+
+if TYPE_CHECKING:
+    from omni_ckpt import Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,19 @@ class EvalConfig:
     """Steps between evaluations; after the last step there always is one."""
     documents: int | None = None
     """Of each source, so many from its start. Left out: all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackConfig:
+    """Where the rows of a run go beside metrics.jsonl and eval.jsonl."""
+
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Services that are told what metrics.jsonl and eval.jsonl are; each has to be installed, as the extra of its name.
+    Left out: none."""
+    track_project: str = "omni"
+    """Project of the run, where a service has projects."""
+    track_name: str | None = None
+    """Name of the run. Left out: the last word of --out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +146,14 @@ class Config:
     max_restarts: int = 0
     """If a rank fails, start all of them again, so often; they go on from the newest checkpoint. Refused where another
     starts the ranks: under torchrun, which has a flag of this name, and under srun."""
+    leave_code: int = 0
+    """Code to exit with after leaving on SIGTERM before the last step, for those who start again what did not end
+    with 0."""
     profile: tuple[int, ...] = ()
     """The first and the last step to profile, or one: where time and memory of the first rank go is printed, and kept
     in profile/ below --out. Such a step, and the next, are slower; their numbers are the same. What is saved or
     evaluated after a step is seen as well."""
+    tracking: Annotated[TrackConfig, tyro.conf.arg(name="")] = TrackConfig()
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     sp_chunks: int = 1
     """With --sp: parts into which a rank's heads are cut, so that their all-to-alls run under attention."""
@@ -152,6 +172,10 @@ class Config:
     once. What is inside such a module then exists for one tile at a time, which long rows need."""
     balance: BalanceConfig = BalanceConfig()
     optim: AdamWConfig = AdamWConfig()
+    lora: LoraSettings = LoraSettings()
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained: regular expressions for a part of their names, such as visual or
+    layers.[0-3][.]. Checkpoints hold them all the same."""
     explain: bool = False
     """Print what was decided, which kernel would be used where and why not another, and leave; needs no GPU."""
 
@@ -163,11 +187,21 @@ class Config:
         """
         return as_place(self.save_to or self.out)
 
+    def keeps_frozen(self) -> bool:
+        """Whether checkpoints hold what is not trained; beside adapters it is read again from where it came."""
+        return not self.lora.rank
+
+    def filled_from(self, found: Path | None) -> str | None:
+        """The weights that a run is filled with, before it goes on from the checkpoint `found`, if there is one."""
+        return None if found and self.keeps_frozen() else self.weights
+
     def warmup_steps(self) -> int:
         """Steps over which the learning rate rises."""
         return self.steps // 10 if self.warmup is None else self.warmup
 
-    def retention(self) -> Retention:
+    def retention(self) -> "Retention":
         """Which checkpoints stay."""
+        from omni_ckpt import Retention  # Which needs torch, and flags do not.
+
         loss = "eval_loss" if self.eval.data else "loss"
         return Retention(self.keep, self.keep_every, self.keep_best, metric=f"about.metrics.{loss}")

@@ -76,17 +76,18 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     return choice.path
 
 
-def load_run(state: TrainState, found: Path) -> tuple[TrainState, Cursor, Mapping[str, Any]]:
+def load_run(state: TrainState, found: Path, frozen: bool = True) -> tuple[TrainState, Cursor, Mapping[str, Any]]:
     """The state and the place in the data that checkpoint `found` has, whatever mesh wrote it, and what it says of its
-    run. Moments become as wide as they are to be now.
+    run. Moments become as wide as they are to be now. If not `frozen`, it has only what is trained.
 
     Donates `state`. Effect: collective; reads. Its files were compared by `choose_checkpoint`.
     """
     plain = read_plain(found)
     about = plain.get("about", {})
     check_about(about, found)
-    tree = {"state": state_tree(state), **{name: plain[name] for name in plain if name != "state"}}
-    state = restore_state(state, load_dcp(tree, found, check=False, casts=("state.optimizer",))["state"])
+    tree = {"state": state_tree(state, frozen=frozen), **{name: plain[name] for name in plain if name != "state"}}
+    loaded = load_dcp(tree, found, check=False, casts=("state.optimizer",))["state"]
+    state = restore_state(state, loaded, frozen=frozen)
     cursor = name_positions(cursor_from_json(plain["cursor"]), plain["order"])
     return state, cursor, about
 
@@ -136,7 +137,7 @@ class Keeper:
         Raises:
             ValueError: if there is no such room on some rank.
         """
-        tree = _tree(state, cursor, self.order)
+        tree = self._tree(state, cursor)
         host, size, free = socket.gethostname(), staging_bytes(tree), free_memory()
         taken = Counter[str]()
         everyone = gather_objects((host, size, free))
@@ -172,7 +173,7 @@ class Keeper:
                 f"not. Nothing of it is saved: {what_stands(self.config)}. Go on from there with a lower --optim.lr."
             )
         everyone = merge_cursors(gather_objects(cursor))
-        tree = _tree(state, everyone, self.order) | {"about": about}
+        tree = self._tree(state, everyone) | {"about": about}
         path = step_dir(self.config.checkpoints(), state.step)
         if self.staging is None:
             with self.allowing(SAVE_S):
@@ -192,6 +193,10 @@ class Keeper:
         if saving is not None:
             with self.allowing(SAVE_S):
                 saving()
+
+    def _tree(self, state: TrainState, cursor: Cursor) -> dict[str, Any]:
+        held = state_tree(state, frozen=self.config.keeps_frozen())
+        return {"state": held, "cursor": cursor_to_json(cursor), "order": self.order}
 
     def _prune(self, path: Path) -> None:
         """Delete what is not kept. A failure is told, and no end of the run: `path` is saved."""
@@ -255,7 +260,3 @@ def try_staging(tree: Mapping[str, Any]) -> tuple[Staging | None, str]:
         return make_staging(tree), ""
     except (RuntimeError, MemoryError) as error:
         return None, str(error)
-
-
-def _tree(state: TrainState, cursor: Cursor, order: Order) -> dict[str, Any]:
-    return {"state": state_tree(state), "cursor": cursor_to_json(cursor), "order": order}

@@ -1,14 +1,17 @@
 """Rows as a step takes them: made on the host ahead of it, in memory that a GPU reads by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from look import Looked, own_media
 from torch import Tensor
 
 from omni_data import IGNORE, Batch, Counts, document_bounds, shard_sequence
+from omni_models import Routed, decoder_arguments
+from omni_parallel import Owned, send_media
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,30 +34,50 @@ class Rows:
     """There is no more data of this rank: these are rows of padding, since other ranks may have some."""
     why: str = ""
     """If there never was any: why."""
+    owned: Mapping[str, Owned] | None = None
+    """The media of this rank, by kind, if there may be some on any rank."""
+    routed: Mapping[str, Routed] | None = None
+    """What this rank has of the outputs of each decoder, if the model has decoders."""
+
+    @property
+    def encoding(self) -> float:
+        """Floating-point operations of towers in a forward pass, of the media of this rank."""
+        return sum(medium.cost for owned in (self.owned or {}).values() for medium in owned.media)
 
     def on(self, device: torch.device) -> dict[str, Any]:
-        """The tensors on `device`, and `max_seqlen`. Effect: begins to copy them."""
-        return {name: t.to(device, non_blocking=True) for name, t in self.tensors.items()} | {
-            "max_seqlen": self.longest
-        }
+        """The tensors on `device`, and `max_seqlen`; the media that this rank encodes, and where their features go.
+
+        Effect: begins to copy tensors. Collective, where rows may have media.
+        """
+        inputs = {name: t.to(device, non_blocking=True) for name, t in self.tensors.items()}
+        inputs |= {"max_seqlen": self.longest}
+        if self.routed:
+            inputs |= decoder_arguments(self.routed, device)
+        if self.owned is None:
+            return inputs
+        media, routes = send_media(self.owned, device)
+        return inputs | media | {"media_routes": routes}
 
 
-def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin: bool = False) -> Rows:
-    """`batch` as tensors on the host.
+def collate(
+    rows: Batch | Looked, vocab_size: int, *, part: int = 0, ranks: Sequence[int] = (0,), pin: bool = False
+) -> Rows:
+    """A batch of rows as tensors on the host.
 
-    Rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of `parts`, and
-    `real_T` tells which tokens of that part are of documents.
+    Rows are whole, which `apply_ulysses` cuts; of the labels, shifted already, it is the `part`-th of as many as share
+    them, and `real_T` tells which tokens of that part are of documents.
 
     Args:
-        batch: of this rank.
+        rows: of this rank; `Looked`, if there may be media on any.
         vocab_size: rows of the embedding.
         part: which part of the labels.
-        parts: into which rows are cut.
+        ranks: that share the rows, in the order of their parts.
         pin: put it into memory that a GPU reads by itself.
 
     Raises:
         ValueError: if a token has no embedding.
     """
+    batch, parts = rows.batch if isinstance(rows, Looked) else rows, len(ranks)
     if (largest := int(batch.tokens_BS.max())) >= vocab_size:
         raise ValueError(f"the data has token id {largest}, but the model has embeddings for {vocab_size} only.")
     cu_seqlens, longest = document_bounds(batch.segments_BS)
@@ -67,6 +90,9 @@ def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin
         "cu_seqlens": cu_seqlens,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if isinstance(rows, Looked):
+        seen = {"position_ids": rows.position_ids, "group_ids": rows.group_ids}
+        tensors |= {name: tensor for name, tensor in seen.items() if tensor is not None}
     lengths = np.diff(cu_seqlens).astype(float)
     return Rows(
         tensors={name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors,
@@ -75,4 +101,5 @@ def collate(batch: Batch, vocab_size: int, *, part: int = 0, parts: int = 1, pin
         count=int((batch.sources_B >= 0).sum()),
         fill=batch.fill,
         counts=batch.counts,
+        owned=own_media(rows, ranks, pin=pin) if isinstance(rows, Looked) else None,
     )

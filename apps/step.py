@@ -20,15 +20,20 @@ from transformers import PreTrainedModel
 from omni_data import IGNORE, Counts, Cursor
 from omni_mesh import Requests
 from omni_models import (
+    OmniModel,
     balance_loss,
     count_loads,
-    count_targets,
+    count_losses,
+    loss_weights,
+    mean_loss,
     next_biases,
     read_biases,
     record_routing,
     set_biases_,
     summed_loss,
+    summed_losses,
 )
+from omni_models.losses import TEXT
 from omni_parallel import clip_scale, gather_objects, global_sum
 
 Loss = Literal["auto", "chunked", "full"]
@@ -38,21 +43,25 @@ Loss = Literal["auto", "chunked", "full"]
 def rare_collections(every: int = 50) -> Iterator[Callable[[int], None]]:
     """While open, Python looks for garbage only where it is told a step, and then at each `every`-th.
 
-    Left to itself it looks in the midst of steps, on each rank at another time, for which all others wait.
+    Left to itself it looks in the midst of steps, on each rank at another time, for which all others wait. Objects that
+    are there now are not looked at, and are again afterwards. A process that had frozen some before keeps these frozen,
+    and no others: what the run leaves behind can be collected.
     """
 
     def collect_at(step: int) -> None:
         if step % every == 0:
             gc.collect()
 
-    was_on = gc.isenabled()
+    was_on, had_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
-    gc.freeze()
+    if not had_frozen:
+        gc.freeze()
     gc.disable()
     try:
         yield collect_at
     finally:
-        gc.unfreeze()
+        if not had_frozen:
+            gc.unfreeze()
         if was_on:
             gc.enable()
 
@@ -81,6 +90,8 @@ class DataTold:
     """The share of positions that are not padding, of this rank."""
     counts: Counts = Counts()
     """What this rank read for it."""
+    encoding: float = 0.0
+    """Floating-point operations of towers in a forward pass, of the media of this rank."""
     last: bool = False
     """There is no more data on any rank."""
 
@@ -154,6 +165,7 @@ def take_rows(batches: Iterator[tuple[Rows, Cursor]], count: int, device: torch.
         time.perf_counter() - began,
         fill=sum(rows.fill for rows, _ in taken) / count,
         counts=counts,
+        encoding=sum(rows.encoding for rows, _ in taken),
     )
     return [rows.on(device) for rows, _ in taken], taken[-1][1], told
 
@@ -173,19 +185,21 @@ def accumulate_grads_(
     Returns:
         What was measured, by name; and by layer the tokens of all ranks that chose each expert, (E,).
     """
-    targets = global_sum(torch.stack([count_targets(inputs["labels_Bs"]) for inputs in micro]).sum())
-    shares = targets.clamp(min=1)  # A step without a target has a loss of zero, not of nothing.
-    total, uneven = torch.zeros((), device=targets.device), torch.zeros((), device=targets.device)
-    by_source = torch.zeros(2, sources, dtype=torch.float64, device=targets.device)
+    # A step without a target has a loss of zero, not of nothing.
+    counts, weights = count_all(micro), loss_weights(model.config)
+    targets, device = counts[TEXT], counts[TEXT].device
+    total, uneven = {name: torch.zeros((), device=device) for name in counts}, torch.zeros((), device=device)
+    by_source = torch.zeros(2, sources, dtype=torch.float64, device=device)
     loads: list[dict[str, Tensor]] = []
     for inputs in micro:
         labels_Bs, real_T, sources_B = inputs.pop("labels_Bs"), inputs.pop("real_T"), inputs.pop("sources_B")
-        each_Bs = torch.zeros(labels_Bs.shape, device=targets.device) if sources > 1 else None
+        each_Bs = torch.zeros(labels_Bs.shape, device=device) if sources > 1 else None
         with record_routing(model, logits=balance > 0) as routing:
-            part = summed_loss(model, inputs, labels_Bs, impl=loss, each_Bs=each_Bs) / shares
+            sums = sum_losses(model, inputs, labels_Bs, loss, each_Bs)
+        part = mean_loss(sums, counts, weights)
         if each_Bs is not None:
             add_by_source_(by_source, each_Bs, labels_Bs, sources_B)
-        total += part.detach()
+        total = {name: mean + sums[name].detach() / counts[name].clamp(min=1) for name, mean in total.items()}
         if balance:
             logits, K = list(routing.logits.values()), next(iter(routing.chosen.values())).shape[1]
             even = balance_loss(logits, K, real_T=real_T, total=global_sum) / len(micro)
@@ -193,13 +207,32 @@ def accumulate_grads_(
             part = part + balance * even
         part.backward()
         loads.append(count_loads(routing, real_T=real_T))
-    metrics = {"loss": global_sum(total), "targets": targets}
+    whole = dict(zip(total, global_sum(torch.stack([*total.values()])), strict=True))
+    metrics = {"loss": torch.stack([weights[name] * mean for name, mean in whole.items()]).sum(), "targets": targets}
+    if len(whole) > 1:
+        metrics |= {f"loss_of_{name}": mean.masked_fill(counts[name] == 0, torch.nan) for name, mean in whole.items()}
     if sources > 1:
-        losses, counts = global_sum(by_source)
-        metrics |= {f"loss_of_{i}": losses[i] / counts[i] for i in range(sources)}
+        losses_N, targets_N = global_sum(by_source)
+        metrics |= {f"loss_of_{i}": losses_N[i] / targets_N[i] for i in range(sources)}
     if balance:
         metrics["balance_loss"] = global_sum(uneven)
     return metrics, sum_loads(loads)
+
+
+def count_all(micro: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """By "text" and by decoder, the targets of all ranks and microbatches together, in one collective."""
+    each = [count_losses(inputs, inputs["labels_Bs"]) for inputs in micro]
+    here = torch.stack([torch.stack([*counts.values()]) for counts in each]).sum(0)
+    return dict(zip(each[0], global_sum(here), strict=True))
+
+
+def sum_losses(
+    model: PreTrainedModel, inputs: Mapping[str, Any], labels_Bs: Tensor, loss: Loss, each_Bs: Tensor | None
+) -> dict[str, Tensor]:
+    """By "text" and by decoder, of models that have some, the loss summed over the targets of this rank."""
+    if isinstance(model, OmniModel):
+        return summed_losses(model, inputs, labels_Bs, impl=loss, each_Bs=each_Bs)
+    return {TEXT: summed_loss(model, inputs, labels_Bs, impl=loss, each_Bs=each_Bs)}
 
 
 def add_by_source_(sums_2N: Tensor, each_Bs: Tensor, labels_Bs: Tensor, sources_B: Tensor) -> Tensor:
@@ -234,12 +267,12 @@ def rebalance_(model: PreTrainedModel, loads: Mapping[str, Tensor], rate: float,
         set_biases_(model, next_biases(read_biases(model), loads, rate * scale.isfinite()))
 
 
-HEARD: Final = ("asked_to_leave", "asked_to_save", "fill", "cut", "dropped", "empty", "bad")
+HEARD: Final = ("asked_to_leave", "asked_to_save", "fill", "cut", "dropped", "empty", "bad", "encoding")
 
 
 def hear_all(requests: Requests, data: DataTold, device: torch.device) -> dict[str, Tensor]:
     """What all ranks together were asked by signals, and read: sums, by the names of `HEARD`. Collective."""
     counts = data.counts
-    read = (data.fill, counts.cut, counts.dropped, counts.empty, counts.bad)
+    read = (data.fill, counts.cut, counts.dropped, counts.empty, counts.bad, data.encoding)
     heard = torch.tensor([*map(float, requests.take()), *read], dtype=torch.float64, pin_memory=device.type == "cuda")
     return dict(zip(HEARD, global_sum(heard.to(device, non_blocking=True)), strict=True))

@@ -1,76 +1,34 @@
-"""What a finetuning run asks for, and what is decided of it: a run of apps/pretrain.py whose data are chats."""
+"""What is decided of a finetuning run: a run of apps/pretrain.py whose data are chats."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Final
+from dataclasses import replace
 
 import request
-import tyro
-from chats import ChatConfig, chats
+from chats import chats
 from decide import decide
 from decision import Decision
+from request_chats import Config
 
-from omni_data import Packing
-from omni_mesh import MeshConfig
 from omni_models import PRESETS
-from omni_parallel import AdamWConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """One run, as of apps/pretrain.py, and how its chats are read."""
-
-    run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config(
-        out=Path("runs/sft"), optim=AdamWConfig(lr=2e-5), packing=Packing(how="fit", long="right")
-    )
-    chat: ChatConfig = ChatConfig()
-
-    @property
-    def mesh(self) -> MeshConfig:
-        """On how many ranks it runs."""
-        return self.run.mesh
-
-    @property
-    def max_restarts(self) -> int:
-        """How often they are started again."""
-        return self.run.max_restarts
-
-    @property
-    def explain(self) -> bool:
-        """Whether it is told which kernels are used where, and nothing more."""
-        return self.run.explain
-
-    @property
-    def out(self) -> Path:
-        """Where it is."""
-        return self.run.out
-
-
-TOLD: Final = {
-    request.Config: {
-        "model": "Model to start from: a directory with its weights, as apps/merge.py writes it, or a hub name; or a "
-        "preset (tiny, qwen3-8b, ...), which is a shape only.",
-        "weights": "Directory or hub name of other safetensors to start from. Left out: those of --model, or random "
-        "ones if it is a preset.",
-        "data": "A .jsonl, .parquet, .arrow or .tar file of chats (a record each, in one of the formats above), "
-        "compressed too, a folder or pattern of them, a URL, hf:NAME for a dataset of the hub, or builtin. Several are "
-        "mixed: see --mix. After stream:, as in stream:s3://bucket/chats, it is read where it is and in order, "
-        "shuffled only nearby, and never copied or counted.",
-        "field": None,
-    }
-}
-"""What the flags of apps/pretrain.py are to chats, where that is something else."""
 
 
 def decide_chats(asked: Config) -> Decision:
     """What `asked` means on machines like this one. Effect: as `decide`. Raises `ValueError` with all that is wrong."""
-    if asked.run.field != request.Config().field:
+    refuse_field(asked.run)
+    return tell_start(asked.run, decide(with_weights(asked.run), kind=chats(asked.chat)))
+
+
+def refuse_field(config: request.Config) -> None:
+    """Raises `ValueError` if a field of documents is named. Pure."""
+    if config.field != request.Config().field:
         raise ValueError(
-            f"--field {asked.run.field} has no meaning for chats, whose fields tell which format they have "
+            f"--field {config.field} has no meaning for chats, whose fields tell which format they have "
             "(docs/data.md): leave it out, and rename the field to messages."
         )
-    decision = decide(with_weights(asked.run), kind=chats(asked.chat))
-    if asked.run.weights is None and asked.run.model in PRESETS and decision.found is None:
+
+
+def tell_start(config: request.Config, decision: Decision) -> Decision:
+    """`decision`, which says if a run of `config` begins with weights that learned nothing. Pure."""
+    if config.weights is None and config.model in PRESETS and decision.found is None:
         return replace(decision, start=f"{decision.start}: nothing was learned before, which --weights would bring")
     return decision
 

@@ -1,4 +1,5 @@
-"""What a run says of itself: a line a step for people, and a JSON object a step for programs."""
+"""What a run says of itself: a line a step for people, and a JSON object a step for programs, whose names are those of
+`measures` and docs/watching.md."""
 
 import json
 import math
@@ -9,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from redact import without_secrets
 from request import Config
-from torch import Tensor
+from scales import clock
 
 from omni_ckpt import latest, step_of
 from omni_mesh import MeshConfig
@@ -26,73 +27,18 @@ FULL: Final = 0.95
 """The share of positions that are no padding, below which it is told with each step."""
 
 
-def tell_step(
-    step: int,
-    values: Mapping[str, float],
-    *,
-    lr: float,
-    tokens: int,
-    tokens_so_far: int,
-    seconds: float,
-    waited: float,
-    ranks: int,
-    flops: float,
-    memory_gb: float,
-    loads: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    """Everything that is known of a step, by name.
+class HoldsRun(Protocol):
+    """A configuration of which one part is that of a run."""
 
-    Args:
-        step: counted from one.
-        values: `loss` (nats a target), `targets`, `grad_norm`.
-        lr: learning rate of the step.
-        tokens: of this step, of all ranks together.
-        tokens_so_far: of all steps.
-        seconds: of the whole step, data wait included.
-        waited: seconds of it until its data was on the device.
-        ranks: of the world.
-        flops: floating-point operations of a token.
-        memory_gb: peak of this rank, 10^9 bytes.
-        loads: by layer, the tokens of all ranks that chose each expert (E,); empty without experts.
-    """
-    speed = tokens / seconds
-    return {
-        "step": step,
-        **values,
-        "lr": lr,
-        "tokens": tokens_so_far,
-        "seconds": seconds,
-        "data_seconds": waited,
-        "tokens_per_second": speed,
-        "tokens_per_second_per_rank": speed / ranks,
-        "tflops_per_rank": flops * speed / ranks / 1e12,
-        "memory_gb": memory_gb,
-        **tell_loads(loads),
-    }
-
-
-def tell_loads(loads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How busy experts were, of the tokens that chose each by layer; nothing for a model without experts.
-
-    `expert_load` is the load of each expert over all layers, `expert_load_max` that of the busiest expert of any layer,
-    both in units of the mean: 1 is perfect balance.
-    """
-    if not loads:
-        return {}
-    loads_LE = torch.stack(list(loads.values())).double()
-    mean_E = loads_LE.mean(0)
-    most = (loads_LE / loads_LE.mean(1, keepdim=True).clamp(min=1)).max().item()
-    return {
-        "expert_load_max": round(most, 4),
-        "expert_load": [round(load, 4) for load in (mean_E / mean_E.mean().clamp(min=1)).tolist()],
-    }
+    @property
+    def run(self) -> Config: ...
 
 
 def progress_line(row: Row, steps: int, pace: float) -> str:
     """One step in words, aligned so that a column can be followed down the screen. Pure.
 
     Args:
-        row: of `tell_step`.
+        row: of `measures.tell_step`.
         steps: of the whole run.
         pace: seconds a step has taken on average, from which the time left is told.
     """
@@ -116,17 +62,6 @@ def eval_line(row: Row, steps: int) -> str:
     each = "".join(f"  {name.removeprefix('loss/')} {row[name]:.4f}" for name in row if name.startswith("loss/"))
     step = int(row["step"])
     return f"eval {step:>{len(str(steps))}}/{steps}  loss {row['loss']:7.4f}  of {row['targets']:,} targets{each}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss.
-
-    >>> clock(3661)
-    '1:01:01'
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -180,6 +115,21 @@ def what_stands(config: Config) -> str:
     """What the next run of `config` has to go on from, in words. Effect: looks for checkpoints."""
     newest = latest(config.checkpoints())
     return f"{newest} stands" if newest else "no checkpoint is complete yet, so the next run starts anew"
+
+
+def what_interrupt_left(config: Config) -> str:
+    """What there is of a run after Ctrl-C, and what to do the next time, in words. Effect: looks for checkpoints."""
+    if newest := latest(config.checkpoints()):
+        return f"{newest} stands: the same command goes on from it. kill -TERM saves before it leaves."
+    return (
+        "No checkpoint was complete yet: the same command starts anew. "
+        f"kill -TERM saves before it leaves, and --save-every, now {config.save_every}, saves more often."
+    )
+
+
+def what_interrupt_left_of(asked: HoldsRun) -> str:
+    """The same of an app whose configuration holds that of a run. Effect: as that."""
+    return what_interrupt_left(asked.run)
 
 
 def forget_rows(out: Path, step: int) -> None:
@@ -241,7 +191,7 @@ def what_next(config: Config, step: int, *, since: int, left: bool = False, app:
     out, steps = config.out, config.steps
     kept = f" --checkpoints {config.save_to}" if config.save_to else ""
     longer = f"the same command with --steps {2 * max(step, steps)}; the learning rate then falls over all of them"
-    merged = f"{out}/merged-{step}"
+    merged, whole = f"{out}/merged-{step}", " --lora merge" if config.lora.rank else ""
     idle = "" if step > since else "nothing was left to train: "
     if config.stop_after and config.stop_after <= step < steps:
         longer = f"the same command with a later --stop-after, or without: {config.stop_after} is reached"
@@ -249,7 +199,9 @@ def what_next(config: Config, step: int, *, since: int, left: bool = False, app:
         longer = (
             "the same command again" if left else f"the data are through: the same command with {more_data(config)}"
         )
-    said = '--chat --prompt "Hello"' if app == "sft" else '--prompt "The "'
+    chat = {"sft": '--chat --prompt "Hello"', "omni": '--image FILE.png --prompt "What is it?"'}
+    said = chat.get(app, '--prompt "The "')
+    own = f"uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine"
     past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
     return without_secrets(
         "\n".join(
@@ -257,9 +209,10 @@ def what_next(config: Config, step: int, *, since: int, left: bool = False, app:
                 "",
                 f"{idle}{out} stands at step {step}{past}. What next:",
                 f"  go on      {longer}",
-                f"  merge      uv run apps/merge.py {out}{kept} --to {merged}",
+                f"  look       uv run apps/report.py {out}",
+                f"  merge      uv run apps/merge.py {out}{kept} --to {merged}{whole}",
                 f"  generate   uv run apps/infer.py {merged} {said}",
-                f"  your data  uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine",
+                *([f"  your data  {own}"] if config.data == Config().data else []),
             )
         )
     )

@@ -28,9 +28,10 @@ import bench
 import request
 from decision import Decision
 from explain import explain_run
-from measuring import TOLD, Config, decide_measured
+from measuring import decide_measured
 from place import place
 from preflight import start
+from request_bench import TOLD, Config
 
 from omni_mesh import Mesh
 from omni_parallel.narrow import NarrowSum

@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         model = build_model(read_config(config.model), device="meta").to(getattr(torch, config.dtype))
         plan = plan_parallel(describe(model), spec)
         model = shard_fsdp(model, make_mesh(spec, device_type=world.device.type), plan)
-        tree = state_tree(init_state(fill_weights(model, None), AdamWConfig()))
+        tree = state_tree(init_state(fill_weights(model, None, device=world.device), AdamWConfig()))
         record = measure(tree, config.to, world.device) | {
             "model": config.model,
             "dtype": config.dtype,

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import sft
-from chats import ChatConfig
+from documented import read_documented
+from request_chats import ChatConfig
 from training import SMALL
 
 from omni_data import Packing
@@ -40,4 +41,4 @@ def asked_in(folder: Path, *, chat: ChatConfig | None = None, **changes: object)
 def tune(asked: sft.Config) -> list[dict[str, float]]:
     """The metrics of a run of the app, a row a step."""
     sft.main(asked)
-    return [json.loads(line) for line in (asked.run.out / "metrics.jsonl").read_text().splitlines()]
+    return read_documented(asked.run.out / "metrics.jsonl")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from decide import decide
 from experts import grads_of
+from quick_products import quick_products
 from sequence import packed
 from torch import Tensor
 from training import SMALL, stream_of
@@ -31,7 +32,7 @@ ROWS = ((9, 1, 20, 7), (23, 3, 11))
 
 def train_two(recompute: RecomputeConfig, param_dtype: torch.dtype) -> list[tuple[float, dict[str, Tensor | None]]]:
     """Loss and gradients of two steps on two rows: each rank has one, or a single rank has one after the other."""
-    with join_world(device="cpu") as world:
+    with quick_products(), join_world(device="cpu") as world:
         mesh = make_mesh(resolve_mesh(MeshConfig(), world.size), device_type="cpu")
         model = use_attention(build_model(read_config("tiny"), seed=0, device="cpu"), "sdpa")
         plan = plan_parallel(describe(model), mesh.spec, recompute=recompute)
@@ -54,6 +55,11 @@ def train_two(recompute: RecomputeConfig, param_dtype: torch.dtype) -> list[tupl
 
 def curve(fp8: bool) -> list[float]:
     """The losses of 30 steps of AdamW in fp32, of the tiny model on its corpus."""
+    with quick_products():
+        return _curve(fp8)
+
+
+def _curve(fp8: bool) -> list[float]:
     config = replace(SMALL, seq_len=128, batch=8, virtual_shards=8, steps=30)
     run = decide(config, 1)
     stream = stream_of(run, config)

@@ -8,26 +8,34 @@ returns what each returned. A function is sent by name, so it lives at the top o
 import multiprocessing as mp
 import os
 import socket
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 Run = Callable[..., list[Any]]
-TIMEOUT_S = 240
+TIMEOUT_S = 900
+"""Of the longest run of a test on a machine that is busy with others."""
 IMPORTED = [
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "transformers.modeling_utils",
-    "omni_ckpt",
-    "omni_models",
-    "omni_parallel",
+    "torch.distributed.tensor.debug",
+    "transformers.models.qwen3.modeling_qwen3",
+    *(
+        f"{package}.{home}"
+        for package in ("omni_ckpt", "omni_models", "omni_parallel")
+        for home in import_module(package)._HOMES
+    ),
+    "training",
+    "warm",
 ]
-"""Modules that take long, and start nothing."""
+"""Modules that take long, and start nothing; the last freezes all objects there are then."""
 MOST_THREADS = 300
 """Of a rank before another takes its place: gloo's stay when a world is left, and wake up all the time."""
 
@@ -44,14 +52,10 @@ def rank_pool() -> Iterator[Run]:
         workers.clear()
 
     def run(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
-        context = mp.get_context(_method())
-        context.set_forkserver_preload(IMPORTED)
         while len(workers) < ranks:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
-            workers.append((process, ours))
-        port = _free_port()
+            ours, theirs = mp.Pipe()
+            workers.append((start_warm(_work, theirs, daemon=True), ours))
+        port = free_port()
         for rank, (_, pipe) in enumerate(workers[:ranks]):
             pipe.send((rank, ranks, port, function, args))
         waiting, results = {pipe: rank for rank, (_, pipe) in enumerate(workers[:ranks])}, {}
@@ -80,6 +84,34 @@ def rank_pool() -> Iterator[Run]:
         yield run
     finally:
         close()
+
+
+def start_warm(function: Callable[..., None], *args: Any, daemon: bool = False) -> mp.process.BaseProcess:
+    """A process that runs `function(*args)` and has imported what takes long. Effect: starts it."""
+    context = mp.get_context(_method())
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=_without_path, args=(function, *args), daemon=daemon)
+    with _shown_modules():
+        process.start()
+    return process
+
+
+def _without_path(function: Callable[..., None], *args: Any) -> None:
+    os.environ.pop("PYTHONPATH", None)
+    function(*args)
+
+
+@contextmanager
+def _shown_modules() -> Iterator[None]:
+    """Let the process that ranks are forked of find what this one can import, which Python 3.11 does not see to."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def _work(pipe: Connection) -> None:
@@ -118,7 +150,11 @@ def _count_threads() -> int:
     return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """A port that nobody is given by chance: on Linux those from 32768 on are, whoever connects."""
+    for _ in range(100):
+        port = SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
+    raise AssertionError("no port is free at localhost")

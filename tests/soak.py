@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "apps"))
 
-from ranks import IMPORTED
+from ranks import IMPORTED, free_port
 from training import SMALL
 
 from omni_ckpt import Point, latest, load_dcp, step_of, stored
@@ -176,12 +175,6 @@ def compare(whole: Path, killed: Path, steps: int) -> None:
         states.append(load_dcp(tensors, found, strict=False))
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

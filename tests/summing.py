@@ -24,6 +24,7 @@ from omni_parallel import (
     recompute_blocks,
     shard_fsdp,
 )
+from omni_parallel.fsdp import shard_units
 from omni_parallel.narrow import is_one_host
 from omni_parallel.offload import Away
 
@@ -58,7 +59,7 @@ def sum_both_ways(
             every = gather_objects({name: grad.float().cpu() for name, grad in grads.items() if grad is not None})
             made = {name: made[name] + torch.stack([own[name] for own in every]).sum(0) for name in made}
         mesh = make_mesh(resolve_mesh(config, world.size), device_type=device.type)
-        model = shard_fsdp(model, mesh, plan, param_dtype=dtype)
+        model = shard_units(model, mesh, plan, param_dtype=dtype)
         model = use_copies(model, dtype) if copies else model
         for rows in batches:
             backward(model, rows)
@@ -124,7 +125,7 @@ def put_away_under_sharding(every: int) -> tuple[list[tuple[Tensor, Tensor]], se
         blocks = ("0", "1", "2", "3")
         plan = ParallelPlan(blocks, recompute=blocks[:every], offload=blocks if offload else (), keep=("aten::addmm",))
         model = offload_blocks(recompute_blocks(model, plan), plan, smallest=1)
-        model = shard_fsdp(model, mesh, plan, param_dtype=torch.float32)
+        model = shard_units(model, mesh, plan, param_dtype=torch.float32)
         sizes: set[tuple[int, ...]] = set()
         for _ in range(2):
             model.zero_grad()

@@ -3,8 +3,6 @@
 import ast
 import gzip
 import json
-import subprocess
-import sys
 import timeit
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,14 +17,16 @@ import torch
 from decide import decide
 from decision import Decision
 from flags import parse
-from measuring import TOLD, Config, decide_measured, to_run
+from measuring import decide_measured, to_run
 from peak import measure_matmul
 from ranks import Run
 from records import ROOT, ask, tell_command
-from starting import alone
+from request_bench import TOLD, Config
+from starting import run_as_rank
 from training import SMALL, train
 from transformers import PreTrainedModel
 
+from omni_data import Packing
 from omni_mesh import Mesh, MeshConfig
 
 BENCH = ROOT / "apps" / "bench.py"
@@ -72,6 +72,14 @@ def test_a_step_on_one_rank_is_measured_and_where_its_time_goes(
     told = capsys.readouterr().out
     assert "kernel or operator" in told and "matrix products: aten::" in told
     assert f'"seconds": {record["seconds"]}' in told
+
+
+def test_of_media_towers_are_measured_apart(tmp_path: Path) -> None:
+    fit = Packing(how="fit", long="right")
+    seeing = replace(SHORT.run, model="tiny-vl", packing=fit, seq_len=128, batch=2, virtual_shards=2)
+    record = measure(replace(SHORT, run=seeing, kind="media", name="media", to=tmp_path))
+    assert 0 < record["tower_seconds"] < record["seconds"] and record["tower_tflops_per_rank"] > 0
+    assert 0 < record["tower_share_of_operations"] < 0.2 < record["tower_share_of_seconds"] + 0.15 < 0.95
 
 
 def test_ranks_that_share_parameters_wait_for_each_other(run: Run, tmp_path: Path) -> None:
@@ -146,24 +154,27 @@ def test_data_that_end_before_what_is_to_be_seen_are_told(tmp_path: Path) -> Non
         bench.main(replace(SHORT, run=replace(few, steps=8), skip=6, profiled=0))
 
 
-def test_a_run_that_is_worse_than_its_record_exits_with_1(tmp_path: Path) -> None:
+def test_a_run_that_is_worse_than_its_record_exits_with_1(run: Run, tmp_path: Path) -> None:
     words = ["--steps", "3", "--seq-len", "64", "--shard", "2", "--profiled", "0"]
     own = ["--skip", "1", "--name", "it", "--to", str(tmp_path), "--commit", "abcdefg", "--note", "a b"]
-    command = [sys.executable, str(BENCH), *words, *own]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=alone(), cwd=tmp_path)
+
+    def measured(*more: str) -> list[tuple[int, str, str]]:
+        return run(run_as_rank, 2, BENCH, (*words, *own, *more), tmp_path)
+
+    (code, told, _), other = measured()
+    assert (code, other) == (0, (0, "", ""))
     record = json.loads((tmp_path / "it.json").read_text())
-    assert json.loads(done.stdout[done.stdout.index("{\n") :]) == record
+    assert json.loads(told[told.index("{\n") :]) == record
     assert record["command"] == f"uv run apps/bench.py {' '.join(words)} --skip 1"
     assert record["note"] == "a b" and "idle_seconds" not in record
     kept = json.dumps(record | {"tokens_per_second_per_rank": 1e9})
     (tmp_path / "it.json").write_text(kept)
-    done = subprocess.run([*command, "--check"], check=False, capture_output=True, text=True, env=alone(), cwd=tmp_path)
-    assert done.returncode == 1
-    assert f"worse than {tmp_path / 'it.json'}:\ntokens_per_second_per_rank is " in done.stderr
-    command += ["--check", "--seq-len", "32"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=alone(), cwd=tmp_path)
-    assert done.returncode == 2 and not done.stdout
-    assert "the record is of something else (--seq-len):" in done.stderr
+    (code, _, errors), (other, *_) = measured("--check")
+    assert (code, other) == (1, 0)
+    assert f"worse than {tmp_path / 'it.json'}:\ntokens_per_second_per_rank is " in errors
+    for code, told, errors in measured("--check", "--seq-len", "32"):
+        assert (code, told) == (2, "")
+        assert "the record is of something else (--seq-len):" in errors
     assert (tmp_path / "it.json").read_text() == kept and not (tmp_path / "runs").exists()
 
 

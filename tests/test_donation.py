@@ -9,7 +9,20 @@ import pytest
 import torch
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
-from omni_models import build_model, describe, fill_weights, map_attention, read_config, summed_loss, use_attention
+from omni_models import (
+    LoraSettings,
+    add_lora,
+    build_model,
+    cast_frozen,
+    describe,
+    fill_weights,
+    freeze_params,
+    map_attention,
+    merge_adapters,
+    read_config,
+    summed_loss,
+    use_attention,
+)
 from omni_parallel import (
     AdamWConfig,
     apply_fp8,
@@ -21,6 +34,7 @@ from omni_parallel import (
     recompute_blocks,
     restore_state,
     shard_fsdp,
+    shard_parts,
     state_tree,
     tile_mlps,
     update,
@@ -30,10 +44,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("omni_mesh", "omni_parallel", "omni_data", "omni_ckpt", "omni_models")
 DONATING = (
     *("apply_", "shard_", "use_", "map_", "compile_", "recompute_", "tile_", "fill_", "init_", "restore_"),
-    "update",
+    *("add_", "freeze_", "cast_", "merge_adapters", "read_adapters", "update"),
 )
 """How a function that donates its first argument is called. `shard_sequence` cuts an array and copies."""
-PURE = {"shard_sequence"}
+PURE = {"freeze_problems", "shard_sequence"}
 FUNCTIONS = [
     (package, name)
     for package in PACKAGES
@@ -62,12 +76,16 @@ def test_a_donated_model_and_state_come_back() -> None:
         mesh = make_mesh(resolve_mesh(MeshConfig(), 1), device_type="cpu")
         model = build_model(read_config("tiny"), device="meta")
         plan = plan_parallel(describe(model), mesh.spec, tile=5)
+        assert add_lora(model, LoraSettings(rank=2, targets=("q_proj",))) is model
+        assert freeze_params(model, ["k_proj"]) is model
+        assert cast_frozen(model, torch.float32) is model
         assert use_attention(model, "sdpa") is model
         assert map_attention(model, lambda attend: attend) is model
         assert apply_fp8(model, plan) is model
         assert tile_mlps(model, plan) is model
         assert compile_blocks(model, plan) is model
         assert recompute_blocks(model, plan) is model
+        assert shard_parts(model, {}, {}) is model
         assert shard_fsdp(model, mesh, plan, param_dtype=torch.float32) is model
         assert fill_weights(model, None) is model
         state = init_state(model, AdamWConfig())
@@ -78,6 +96,8 @@ def test_a_donated_model_and_state_come_back() -> None:
         clip_grads_(model, 1.0)
         assert update(state, constant(0.1)).optimizer is state.optimizer
         assert state.step == 0, "a state is a value: the next one has another step"
+        adapted = add_lora(build_model(read_config("tiny")), LoraSettings(rank=2))
+        assert merge_adapters(adapted) is adapted
 
 
 def test_functions_not_donating_leave_a_model_as_it_was() -> None:

@@ -1,17 +1,12 @@
 """What is fetched is what a hub has, also after a cut, by pattern and from a mirror; what fails says what to do."""
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import download
 import pytest
+from hub import Hub, serve
 
-SHA = "1" * 40
 FILES = {
     "config.json": b'{"model_type": "qwen3"}',
     "model.safetensors": bytes(range(256)) * 90_000,
@@ -20,75 +15,14 @@ FILES = {
 }
 
 
-class Hub(ThreadingHTTPServer):
-    """A hub of one model, on this machine: what was asked of it, and where it hangs up once."""
-
-    daemon_threads = True
-    ranges: list[str | None]
-    cut: int | None = None
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if "/owner/model" not in path:
-            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if path.endswith("/revision/main"):
-            return self._send(200, json.dumps({"id": "owner/model", "sha": SHA, "siblings": []}).encode())
-        if "/revision/" in path:
-            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        if "/tree/" in path:
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in FILES.items()
-            ]
-            return self._send(200, json.dumps(entries).encode())
-        name = path.partition(f"/resolve/{SHA}/")[2]
-        content = FILES[name]
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-        asked = self.headers.get("Range")
-        if self.command == "GET" and name == "model.safetensors":
-            self.server.ranges.append(asked)
-        start = int(match[1]) if asked and (match := re.match(r"bytes=(\d+)-", asked)) else 0
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        return self._send(206 if start else 200, content[start:], headers)
-
-    def _send(self, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            cut, self.server.cut = (self.server.cut, None) if len(content) > 1 << 16 else (None, self.server.cut)
-            self.wfile.write(content[:cut])
-            if cut:
-                self.wfile.flush()
-                self.connection.close()
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub(("127.0.0.1", 0), Answers)
-    server.ranges = []
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve({"owner/model": FILES}) as server:
+        yield server
 
 
 def config_of(hub: Hub, folder: Path, **changes: object) -> download.Config:
-    fields = {"name": "owner/model", "to": folder, "mirror": f"http://127.0.0.1:{hub.server_port}"}
+    fields = {"name": "owner/model", "to": folder, "mirror": hub.url}
     return download.Config(**(fields | changes))
 
 

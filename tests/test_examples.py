@@ -1,15 +1,17 @@
 """What the documents say is so: their examples run, their links lead somewhere, their commands parse.
 
-The Python blocks of one document are one script, as a reader would type them, run in an interpreter of its own. A block
-after `<!-- excerpt FILE -->` is not run: it has to be in that file, where a line `...` stands for what is left out.
+The Python blocks of one document are one script, as a reader would type them, run in a process of its own. A block
+after `<!-- excerpt FILE -->` is not run: it has to be in that file, where a line `...` stands for what is left out. One
+after `<!-- run by FILE -->` is run by that file of tests, which says more of what it does.
+Blocks without a language show lines of a script, or what is typed elsewhere; commands of ours in them are parsed.
 """
 
+import contextlib
 import doctest
 import importlib
 import importlib.util
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -17,21 +19,24 @@ from types import ModuleType
 
 import pytest
 import tyro
+from settings import ask
+from starting import run_script
 from test_parity import CUTS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("packages/*/*.md")]
-)
+FOLDERS = ("", "docs/", "docs/*/", "recipes/", "benchmarks/", "packages/*/")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}*.md"))
 TESTED_ELSEWHERE = {ROOT / "packages/omni-ckpt/README.md"}
 """Documents whose package runs their examples, and says more of what they do."""
 
-BLOCK = re.compile(r"(?:<!-- excerpt (?P<file>\S+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- (?:excerpt (?P<file>\S+)|run by (?P<by>\S+)) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL
+)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 COMMAND = re.compile(r"(?:uv run|torchrun)[^`|\n]*?(?P<file>(?:apps|benchmarks)/\w+\.py)(?P<args>[^`|\n]*)")
 
 SCRIPTS = {
-    path: "\n".join(block["code"] for block in BLOCK.finditer(path.read_text()) if not block["file"])
+    path: "\n".join(block["code"] for block in BLOCK.finditer(path.read_text()) if not (block["file"] or block["by"]))
     for path in DOCUMENTS
 }
 EXCERPTS = [(path, block) for path in DOCUMENTS for block in BLOCK.finditer(path.read_text()) if block["file"]]
@@ -51,9 +56,7 @@ def name(value: object) -> str:
 def test_examples_run(path: Path, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(SCRIPTS[path])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = run_script(script, folder=tmp_path, warn=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout, "an example shows something"
 
@@ -61,6 +64,9 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
 def test_examples_that_are_tested_elsewhere_are() -> None:
     for path in TESTED_ELSEWHERE:
         assert "README.md" in (path.parent / "tests" / "test_readme.py").read_text()
+    for path in DOCUMENTS:
+        for block in BLOCK.finditer(path.read_text()):
+            assert not block["by"] or f'"{path.parent.name}"' in (ROOT / block["by"]).read_text()
 
 
 @pytest.mark.parametrize(("path", "block"), EXCERPTS, ids=lambda value: name(value) if isinstance(value, Path) else "")
@@ -94,9 +100,13 @@ def parse(file: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> No
     """Parse `words` as the script would, without running it."""
     module = load(ROOT / file)
     try:
-        tyro.cli(module.Config, args=words, description=module.__doc__)
+        if "--config" in words:
+            with contextlib.chdir(ROOT):
+                ask(module.Config, module.__doc__, args=words)
+        else:
+            tyro.cli(module.Config, args=words, description=module.__doc__)
     except SystemExit as left:
-        assert left.code == 0 and "--help" in words, capsys.readouterr().err
+        assert left.code == 0 and {"--help", "--print-config"} & {*words}, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

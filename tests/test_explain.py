@@ -1,8 +1,7 @@
 """What `--explain` prints: the decision, which kernel would be used where, and why not another; nothing is started."""
 
-import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
 
 import bench
 import pretrain
@@ -10,13 +9,13 @@ import pytest
 from decide import decide
 from explain import explain_run
 from request import Config
+from starting import run_script
 from training import SMALL, write_family
 
 
 @pytest.mark.parametrize("app", [pretrain, bench])
-def test_it_is_printed_and_nothing_is_started_or_written(app: object, tmp_path: Path) -> None:
-    command = [sys.executable, str(app.__file__), "--explain", "--shard", "2"]  # type: ignore[attr-defined]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_it_is_printed_and_nothing_is_started_or_written(app: ModuleType, tmp_path: Path) -> None:
+    done = run_script(Path(str(app.__file__)), "--explain", "--shard", "2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mesh      shard 2" in done.stdout
     assert "step   " in done.stdout and "tokens/s" not in done.stdout

@@ -2,16 +2,20 @@
 
 import json
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import infer
+import merge
+import omni
+import plan
 import pretrain
 import pytest
 import sft
+from elsewhere import ELSEWHERE, flag_names
 from flags import parse
+from starting import run_script
 
 TOLD = re.compile(r" {20,}\S")
 """A line of the help with words of what a flag is, and no flag."""
@@ -58,8 +62,8 @@ def test_what_packages_refuse_is_told_by_flags_also_where_a_rank_does(tmp_path: 
     (tmp_path / "web.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
 
     def ask(*flags: str) -> str:
-        command = [sys.executable, pretrain.__file__, "--data", "web.jsonl", "--steps", "2", "--shard", "1", *flags]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        words = ("--data", "web.jsonl", "--steps", "2", "--shard", "1", *flags)
+        done = run_script(Path(pretrain.__file__), *words, folder=tmp_path)
         assert done.returncode == 2
         return done.stderr
 
@@ -67,3 +71,26 @@ def test_what_packages_refuse_is_told_by_flags_also_where_a_rank_does(tmp_path: 
     assert "documents cannot be used, of --max-bad 1:" in ask("--max-bad", "1")
     (tmp_path / "web.jsonl").write_text(json.dumps(texts[0]))
     assert "let --packing.long drop" in ask("--packing.how", "fit", "--packing.long", "error", "--packing.max-len", "9")
+
+
+def test_flag_names_other_tools_are_called_by_their_names_here(capsys: pytest.CaptureFixture[str]) -> None:
+    for app, words, told in (
+        (
+            pretrain,
+            ["--learning-rate", "1", "--num_train_epochs=2"],
+            "--learning-rate is --optim.lr here.\n--num-train-",
+        ),
+        (sft, ["--output-dir", "x"], "--output-dir is --out here."),
+        (infer, ["model", "--max-new-tokens", "3"], "--max-new-tokens is --tokens here."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse(app.Config, None, args=words)
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        parse(infer.Config, None, args=["model", "--lr", "3", "--model-path", "x"])
+    assert " here." not in capsys.readouterr().err
+
+
+def test_what_flag_names_other_tools_are_called_here_are_flags() -> None:
+    apps = (pretrain, sft, omni, infer, merge, plan)
+    assert set(ELSEWHERE) <= set().union(*(flag_names(app.Config) for app in apps))

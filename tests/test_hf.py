@@ -143,6 +143,13 @@ def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not the directory of a run"):
         merge.main(merge.Config(run=tmp_path, to=tmp_path / "merged"))
     run(train, 1, replace(SMALL, steps=1, out=tmp_path / "run"))
+    for wrong, why in (
+        ("runn", "there is no .*runn .did you mean .*/run[?]"),
+        ("run/step-00000001", "it is a checkpoint of one. Name the run: .*/run --step 1 --to DIR"),
+        ("run/model", "it is what one keeps beside its checkpoints, without weights. Name the run: .*/run --to DIR"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            merge.main(merge.Config(run=tmp_path / wrong, to=tmp_path / "merged"))
     (tmp_path / "taken").touch()
     with pytest.raises(ValueError, match="taken is taken, and a model is never overwritten"):
         merge.main(merge.Config(run=tmp_path / "run", to=tmp_path / "taken"))
@@ -179,6 +186,9 @@ def test_generating_from_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.
         infer.main(infer.Config(model=str(tmp_path / "nothing")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / "model").mkdir(parents=True)
+    for wrong, right in (("run/modle", "run/model"), ("./run/mod", "run/model"), ("./runs/model", "run/model")):
+        with pytest.raises(ValueError, match=f"did you mean {right}[?]"):
+            infer.main(infer.Config(model=wrong))
     with pytest.raises(ValueError, match="there is no run/nope, and run is a directory here"):
         infer.main(infer.Config(model="run/nope"))
     (tmp_path / "run" / "model" / "config.json").touch()

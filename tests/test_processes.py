@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from shutil import disk_usage
+from typing import NoReturn
 
 import pytest
 import torch
+from preflight import start
+from request import Config
 from room import check_room, free_memory, group_memory, will_go
 from starting import ROOT, alone, rows_of, torchrun
+from watch import what_interrupt_left
 
 from omni_ckpt import Retention, latest, save_dcp, step_dir, step_of
 
@@ -30,7 +35,8 @@ def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kep
     done = subprocess.run(
         [sys.executable, *by, PRETRAIN, *asked], check=False, capture_output=True, text=True, env=alone(), timeout=240
     )
-    words = f"error: {tmp_path / 'd.jsonl'}:2: token id 999 is beyond the vocabulary of 272 tokens."
+    words = f"error: {tmp_path / 'd.jsonl'}:2: token id 999 is beyond the vocabulary of 272 tokens.\n"
+    words += "--max-bad N leaves out up to N documents that cannot be used."
     log = tmp_path / "run" / "errors.log"
     assert f"{words}\nThe traceback is in {log}.\n" in done.stderr
     assert "ValueError" not in done.stderr
@@ -39,7 +45,7 @@ def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kep
         assert "exitcode  : 2 " in done.stderr
     else:
         assert done.returncode == 2
-        assert done.stderr.count("\n") == 2, "told once, and nothing else"
+        assert done.stderr.count("\n") == 3, "told once, and nothing else"
 
 
 def test_a_run_of_which_every_process_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> None:
@@ -62,6 +68,38 @@ def test_a_run_of_which_every_process_is_told_to_leave_saves_and_leaves_with_0(t
     assert found is not None
     assert step_of(found) == rows_of(out)[-1]["step"] < 1000
     assert f"stands at step {step_of(found)}" in told
+
+
+def interrupted(config: Config) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def cannot_look(config: Config) -> str:
+    raise PermissionError("s3://me:word@bucket is shut")
+
+
+def test_after_ctrl_c_it_is_told_what_there_is_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain.py", "--out", str(tmp_path), "--save-every", "7", "--shard", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def interrupt(left: Callable[[Config], str]) -> str:
+        with pytest.raises(SystemExit) as leaving:
+            start(interrupted, lambda config: None, Config, None, left=left)
+        assert leaving.value.code == 130
+        return capsys.readouterr().err.removeprefix("Interrupted: every rank has ended.\n")
+
+    tail = "kill -TERM saves before it leaves"
+    assert interrupt(what_interrupt_left) == (
+        "No checkpoint was complete yet: the same command starts anew. "
+        f"{tail}, and --save-every, now 7, saves more often.\n"
+    )
+    newest = save_dcp({"w": torch.ones(1)}, step_dir(tmp_path, 7))
+    assert interrupt(what_interrupt_left) == f"{newest} stands: the same command goes on from it. {tail}.\n"
+    assert interrupt(cannot_look) == "What is left of it cannot be looked for: s3://***@bucket is shut\n"
+    assert interrupt(lambda config: "") == ""
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:

@@ -52,7 +52,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "this run cannot start:",
         "no preset (did you mean qwen3-8b?)",
         "none.jsonl: no such file",
-        "nowhere: no such folder",
+        f"there is no directory {tmp_path / 'nowhere'}",
         "warmup=99 steps must be at least 0 and fewer than the run's total=10",
         "shard=3 x sp=2 makes 6 ranks, but the world has 4",
     ):
@@ -256,6 +256,7 @@ def test_weights_of_another_model_are_refused_before_anything_is_built(tmp_path:
     build_model(read_config(write_family("llama", tmp_path))).save_pretrained(tmp_path / "hf")
     message = complaint(replace(SMALL, weights=str(tmp_path / "hf")))
     assert "these weights are not those of this model" in message
+    assert f"is to fill --model tiny: to train what it holds, say --model {tmp_path / 'hf'} too." in message
     assert "missing: model.layers.0.self_attn.q_norm.weight" in message
 
 
@@ -379,6 +380,8 @@ def test_code_beside_a_model_that_is_known_is_never_run(tmp_path: Path, monkeypa
         path = directory / name
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     decide(replace(SMALL, model=str(directory), weights=str(directory), out=tmp_path / "run"), 1)
+    told = decide(replace(SMALL, model=str(directory), out=tmp_path / "run"), 1).told()
+    assert f"random weights of seed 0; --weights {directory} would start from those there" in told
     infer.main(infer.Config(str(directory), tokens=1))
     assert not canary.exists()
 
@@ -396,6 +399,9 @@ def test_what_looks_like_a_path_is_refused_at_once_and_the_hub_by_how_to_fetch(
     told = complaint(replace(SMALL, **{flag: "runs/mine"}))
     assert "there is no runs/mine, and runs is a directory here" in told and "apps/download.py runs/mine" in told
     assert "apps/download.py" not in complaint(replace(SMALL, **{flag: "./mine"}))
+    (tmp_path / "runs" / "mine").mkdir()
+    told = complaint(replace(SMALL, **{flag: "./runs/mien"}))
+    assert "there is no directory ./runs/mien (did you mean runs/mine?)" in told and "Presets" not in told
 
 
 def test_a_row_count_that_the_new_ranks_cannot_share_is_told_first() -> None:

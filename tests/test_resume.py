@@ -14,6 +14,7 @@ from decide import decide
 from keeping import train_and_look, train_in_storage
 from ranks import Run
 from redact import plain_values
+from request import Config
 from storage import add_storage
 from training import SMALL, train, write_family
 
@@ -86,12 +87,22 @@ def test_a_run_that_draws_random_numbers_draws_those_of_an_unbroken_one(run: Run
     assert numbers(other) != numbers(whole)
 
 
+@pytest.fixture(scope="module")
+def halved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[dict[str, float]]]:
+    """A run that four ranks began and left half done, and the numbers of one rank that did all of it."""
+    folder = tmp_path_factory.mktemp("halved")
+    config = replace(SMALL, out=folder / "run", mesh=MeshConfig(replicate=2, shard=2))
+    run(train, 4, replace(config, **HALF))
+    return config, run(train, 1, replace(SMALL, out=folder / "whole"))[0]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_a_checkpoint_of_4_ranks_continues_on_fewer(ranks: int, run: Run, tmp_path: Path) -> None:
-    config = replace(SMALL, out=tmp_path / "run", mesh=MeshConfig(replicate=2, shard=2), **HALF)
-    run(train, 4, config)
-    ours = run(train, ranks, replace(config, mesh=MeshConfig(shard=ranks), stop_after=None))[0]
-    whole = run(train, 1, replace(SMALL, out=tmp_path / "whole"))[0]
+def test_a_checkpoint_of_4_ranks_continues_on_fewer(
+    ranks: int, halved: tuple[Config, list[dict[str, float]]], run: Run, tmp_path: Path
+) -> None:
+    config, whole = halved
+    out = shutil.copytree(config.out, tmp_path / "run")
+    ours = run(train, ranks, replace(config, out=out, mesh=MeshConfig(shard=ranks)))[0]
     assert [row["targets"] for row in ours] == [row["targets"] for row in whole]
     for mine, theirs in zip(ours, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)

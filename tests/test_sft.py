@@ -1,21 +1,18 @@
 """Finetuning on chats is plain transformers with the mask of the chat template, and reads as pretraining does."""
 
-import inspect
 import json
 from dataclasses import replace
-from difflib import ndiff
 from pathlib import Path
 
 import chats
 import merge
-import pretrain
 import pytest
 import sft
 import torch
-from chats import ChatConfig
 from chatting import asked_in, tune
 from ranks import Run
 from request import EvalConfig
+from request_chats import ChatConfig
 from torch.nn.functional import cross_entropy
 from training import SMALL, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,10 +134,3 @@ def test_the_first_chat_that_is_none_is_named_before_anything_starts(tmp_path: P
     (tmp_path / "bad.jsonl").write_text('{"text": "no chat"}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl:1: .*text"):
         sft.decide_chats(asked_in(tmp_path, data=(str(tmp_path / "bad.jsonl"),)))
-
-
-def test_both_scripts_are_the_same_but_for_how_they_begin() -> None:
-    ours, theirs = (inspect.getsource(main).splitlines() for main in (sft.main, pretrain.main))
-    differing = [line.strip() for line in ndiff(theirs, ours) if line[0] in "+-"]
-    # The signature, what it says, the line that decides, and the name that what is next goes by.
-    assert len(differing) == 8, "\n".join(differing)

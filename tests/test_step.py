@@ -1,6 +1,7 @@
 """Laws of a step: garbage waits for it, and one without a target is a step like others."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -26,6 +27,24 @@ def test_garbage_waits_for_its_step() -> None:
         collect_at(3)
         assert gc.get_stats()[2]["collections"] == before + 1
     assert gc.isenabled()
+
+
+def test_what_a_process_had_frozen_stays_frozen_and_nothing_else() -> None:
+    gc.unfreeze()
+    with rare_collections():
+        assert gc.get_freeze_count()
+    assert not gc.get_freeze_count()
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    cycle = type("Cycle", (), {})()
+    cycle.itself, left = cycle, weakref.ref(cycle)
+    with rare_collections(every=1) as collect_at:
+        assert 0 < gc.get_freeze_count() <= frozen
+        del cycle
+        collect_at(1)
+        assert left() is None, "what a run leaves behind can be collected"
+    # Who is frozen may still end, when nobody holds it.
+    assert frozen - 100 < gc.get_freeze_count() <= frozen
 
 
 @pytest.mark.parametrize("loss", ["chunked", "full"])

@@ -71,6 +71,15 @@ def test_a_signal_to_one_rank_is_heard_by_all(run: Run, tmp_path: Path) -> None:
     assert numbers(both) == numbers(run(train, 2, replace(config, out=tmp_path / "whole"))[0])
 
 
+def test_who_leaves_before_the_last_step_ends_with_the_code_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run", leave_code=85)
+    with pytest.raises(AssertionError, match="SystemExit: 85"):
+        run(train_with, 2, config, {2: (1, "SIGTERM")})
+    assert saved(config.out) == [2]
+    run(train_with, 2, config, {6: (1, "SIGTERM")})
+    assert saved(config.out) == [2, 6], "with 0 after the last"
+
+
 def test_who_is_to_leave_while_steps_are_skipped_leaves_after_one_that_is_saved(run: Run, tmp_path: Path) -> None:
     config = config_in(tmp_path / "run")
     run(train_with, 2, config, {3: (0, "nan"), 2: (1, "SIGTERM")})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omni_ckpt import glance, load_dcp, newest_whole, save_dcp, step_dir, verify
-from omni_ckpt.stored import read_index, read_plain, stored
+from omni_ckpt.storage import read_index, read_plain, stored
 
 ENTRY = {"size": 1, "digest": "00"}
 DEEP = "[" * 100_000 + "]" * 100_000

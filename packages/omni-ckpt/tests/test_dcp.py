@@ -15,7 +15,7 @@ from sealing import reseal
 from omni_ckpt.dcp import load_dcp, save_dcp
 from omni_ckpt.faults import Point
 from omni_ckpt.layout import writing
-from omni_ckpt.stored import read_plain
+from omni_ckpt.storage import read_plain
 
 HERE = Path(__file__).parent
 PLAIN = {

@@ -9,7 +9,7 @@ from sealing import reseal
 
 from omni_ckpt import Fault, check_together, dcp, glance, load_dcp, merge_to_hf, save_dcp, stored, verify
 from omni_ckpt.manifest import MANIFEST_FILE, read_manifest, seal, write_manifest
-from omni_ckpt.stored import check_coverage, read_index
+from omni_ckpt.storage import check_coverage, read_index
 
 FILES = (".metadata", "__0_0.distcp", "state.json")
 

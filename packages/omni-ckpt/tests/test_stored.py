@@ -10,7 +10,7 @@ from sealing import reseal
 
 from omni_ckpt.dcp import load_dcp, save_dcp
 from omni_ckpt.hf import merge_to_hf
-from omni_ckpt.stored import one_process_is_meant, read_index, read_plain, stored
+from omni_ckpt.storage import one_process_is_meant, read_index, read_plain, stored
 from omni_ckpt.tree import TensorSpec, mismatches
 
 

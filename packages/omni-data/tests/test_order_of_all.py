@@ -234,7 +234,9 @@ def test_bad_documents_are_counted_up_to_the_limit_and_then_an_error_with_the_fi
     how = {"shard": 0, "num_shards": 1, "rows": 1, "seq_len": 4, "virtual_shards": 1, "shuffle": False}
     stream = partial(stream_batches, [Part(source, epochs=1)], Cursor(), encode=refuse_odd, **how)
     assert sum((batch.counts for batch, _ in stream(max_bad=20)), Counts()).bad == 20
-    with pytest.raises(ValueError, match=r"^numbers: row 1: 1 is odd.$"):
+    with pytest.raises(
+        ValueError, match=r"^numbers: row 1: 1 is odd.\nmax_bad=N leaves out up to N documents that cannot be used.$"
+    ):
         list(stream())
     twice = partial(stream_batches, [Part(source, epochs=3)], Cursor(), encode=refuse_odd, **how)
     assert sum((batch.counts for batch, _ in twice(max_bad=20)), Counts()).bad == 60, "read again, and no more of them"

@@ -284,7 +284,7 @@ def test_what_cannot_be_encoded_is_told_where_it_is_from(tmp_path):
         path = write(tmp_path / f"a.{kind}")
         with pytest.raises(ValueError) as caught:
             list(stream_batches([Part(stream_source(path), epochs=1)], Cursor(), **{**BATCHES, "tokenize": refuse}))
-        assert str(caught.value) == f"{path}{place}: not this one."
+        assert str(caught.value).splitlines()[0] == f"{path}{place}: not this one."
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind not in ("txt", "json", "jsonl")])

@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh, world_size
-from omni_mesh.world import Place, find_place, pick_device
+from omni_mesh.started import Place, find_place
+from omni_mesh.world import pick_device
 
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **MASTER}

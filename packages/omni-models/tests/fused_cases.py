@@ -151,6 +151,7 @@ def _turns(dtype: torch.dtype) -> list[dict[str, Any]]:
         "half tables, fp32": (2, 3, 3, 1, 15, 12, 2, 6, True, False),
         "part of a head": (2, 3, 3, 1, 40, 12, 1, 12, False, True),
         "large heads, half of each": (1, 2, 5, 5, 256, 128, 1, 128, True, False),
+        "patches of a tower": (1, 9, 16, 16, 80, 80, 1, 80, True, False),
         "no tokens": (2, 0, 4, 2, 16, 16, 1, 16, False, False),
     }
     cases = []

@@ -99,6 +99,15 @@ def make_tokenizer(**named: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+class OmniOfSmallFilms(Qwen2_5OmniProcessor):
+    """One that asks no more of its part for films than these are."""
+
+    def __call__(self, **given: Any) -> Any:
+        if given.get("videos") is not None:
+            given["videos_kwargs"] = {"size": dict(self.video_processor.size), **(given.get("videos_kwargs") or {})}
+        return super().__call__(**given)
+
+
 def make_processor(family: str, *, marked: bool = False) -> Any:
     """The processor of a family, for images of 8 x 8 to 64 x 64 pixels or tiles of 16 x 16, and sounds of a second."""
     tokenizer = make_tokenizer(**NAMED.get(family, {}))
@@ -127,10 +136,7 @@ def _make_processor_of_patches(family: str, tokenizer: Any, hears: Any, chat: st
         return Qwen3VLProcessor(Qwen2VLImageProcessor(**how), tokenizer, sees, chat_template=chat)
     sees, watches = Qwen2VLImageProcessor(**how), Qwen2VLVideoProcessor(**film)
     if family == "qwen2_5_omni_thinker":
-        processor = Qwen2_5OmniProcessor(sees, watches, hears, tokenizer, chat_template=chat)
-        # What it asks of its part for films is more than these are.
-        processor.videos_kwargs = {}
-        return processor
+        return OmniOfSmallFilms(sees, watches, hears, tokenizer, chat_template=chat)
     kind = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
     return kind(sees, tokenizer, watches, chat_template=chat)
 

@@ -10,7 +10,7 @@ from packaging.version import Version
 from senses import FILMING, HEARING, SEEING, film, make_model, make_processor, picture, sound
 
 from omni_models import Media, count_features, encode_media, media_problems, token_kinds
-from omni_models.encode import _metadata
+from omni_models.encode import _metadata, _tensors_of_films
 
 IMAGE, VIDEO, AUDIO = {"type": "image"}, {"type": "video"}, {"type": "audio"}
 
@@ -81,8 +81,11 @@ def own_output(processor, messages, media, **options):
         m if isinstance(m["content"], str) else {**m, "content": [filled(part) for part in m["content"]]}
         for m in messages
     ]
-    kind = (getattr(processor, "videos_kwargs", None) or {}).get("return_tensors", "np") if metadata else "np"
-    how = {"return_tensors": kind, "do_sample_frames": False, **({"video_metadata": metadata} if metadata else {})}
+    how = {
+        "return_tensors": _tensors_of_films(processor) if metadata else "np",
+        "do_sample_frames": False,
+        **({"video_metadata": metadata} if metadata else {}),
+    }
     return processor.apply_chat_template(chat, tokenize=True, return_dict=True, processor_kwargs=how, **options)
 
 
@@ -114,7 +117,7 @@ def test_a_tower_makes_as_many_features_as_there_are_placeholders(family, chat):
         assert (kind in counts) == (name in arrays)
         if kind in counts:
             grids = [arrays[f"{tower}_grid_thw"]] if f"{tower}_grid_thw" in arrays else []
-            features = getattr(model.model, f"get_{tower}_features")(arrays[name], *grids)
+            features = getattr(model, f"get_{tower}_features")(arrays[name], *grids)
             made = [len(feature) for feature in features.pooler_output]
             assert made == counts[kind]
             assert sum(made) == (got.kinds_N == kind).sum()
@@ -136,7 +139,8 @@ def test_a_tower_hears_as_many_features_as_there_are_placeholders(family):
     waves = [sound(10_000), sound(3_830)]
     got = encode_media(make_processor(family), model.config, messages, Media(audios=waves), render=learn_all)
     heard = torch.from_numpy(got.arrays["feature_attention_mask"]).sum(-1)
-    made = model.model.audio_tower._get_feat_extract_output_lengths(heard)[1].tolist()
+    (ears,) = (part for name, part in model.named_modules() if name.rpartition(".")[2] == "audio_tower")
+    made = ears._get_feat_extract_output_lengths(heard)[1].tolist()
     assert made == count_features(model.config, got.arrays)[3] and sum(made) == (got.kinds_N == 3).sum()
     assert np.array_equal(got.learn_N, got.kinds_N == 0)
     with torch.no_grad():
@@ -157,6 +161,44 @@ def test_what_is_learnt_follows_the_placeholders_which_never_are(family, chat):
         assert got.learn_N.tolist() == np.array(own["assistant_masks"]).reshape(-1).astype(bool).tolist()
     everything = encode_media(processor, config, messages, media, render=learn_all)
     assert np.array_equal(everything.learn_N, got.kinds_N == 0)
+
+
+class Silent:
+    """A processor that does not say what it put for the marks of a chat, like some, in some versions at least."""
+
+    def __init__(self, processor):
+        self.own = processor
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def __call__(self, **given):
+        return {name: made for name, made in self.own(**given).items() if name != "text_replacement_offsets"}
+
+
+@pytest.mark.parametrize(
+    ("family", "chat"), [pair for pair in SHOWN if pair[0] in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker")]
+)
+def test_what_is_learnt_is_found_where_a_processor_only_repeats_its_marks_and_does_not_say_so(family, chat):
+    processor, config = make_processor(family, marked=True), make_model(family).config
+    told, silent = (encode_media(p, config, *CHATS[chat], render=learn_marked) for p in (processor, Silent(processor)))
+    assert silent.learn_N.any() and silent.learn_N.tolist() == told.learn_N.tolist()
+
+
+def test_marks_without_a_text_between_them_are_found_too():
+    processor, config = make_processor("qwen2_vl", marked=True), make_model("qwen2_vl").config
+    processor.chat_template = processor.chat_template.replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    messages, media = [user(IMAGE, IMAGE, text("Which?")), assistant("One.")], Media([picture(20, 30), picture(9, 9)])
+    got = encode_media(Silent(processor), config, messages, media, render=learn_marked)
+    assert processor.tokenizer.decode(got.tokens_N[got.learn_N]) == "One.<|im_end|>"
+
+
+def test_what_is_learnt_is_refused_where_a_processor_puts_more_than_marks_and_does_not_say_so():
+    processor, config = Silent(make_processor("qwen3_vl", marked=True)), make_model("qwen3_vl").config
+    for render in (learn_marked, learn_all):
+        with pytest.raises(ValueError, match="Silent does not say what it puts into a chat for its media"):
+            encode_media(processor, config, *CHATS["a film"], render=render)
+    assert encode_media(processor, config, *CHATS["a film"]).learn_N is None
 
 
 def test_a_placeholder_that_the_assistant_says_is_not_learnt():

@@ -6,7 +6,7 @@ from senses import FILMING, HEARING, SEEING, make_model, make_processor, picture
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from omni_models import Media, encode_media, encoder_kinds, map_encoders
+from omni_models import Media, encode_media, encoder_kinds, map_attention, map_encoders, use_attention
 from omni_models.encoders import replace_features
 
 
@@ -42,6 +42,29 @@ def test_features_that_are_put_in_their_place_are_what_the_model_goes_on_with(fa
         factors[kind] = 2.0
         assert not torch.allclose(model(**told, use_cache=False).logits, before)
         factors[kind] = 1.0
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+@pytest.mark.parametrize("attend", ["eager", "sdpa"])
+def test_a_tower_calls_attention_once_a_layer_for_all_images(family: str, attend: str) -> None:
+    model = make_model(family)
+    images = [picture(20, 30), picture(40, 24), picture(64, 64)]
+    chat = [{"role": "user", "content": [{"type": "image"}] * 3}, {"role": "assistant", "content": "x"}]
+    told = told_alone(family, encode_media(make_processor(family), model.config, chat, Media(images)))
+    before = model(**told, use_cache=False).logits
+    called: list[torch.nn.Module] = []
+
+    def count(own):
+        def attend_counted(module, *args, **kwargs):
+            called.append(module)
+            return own(module, *args, **kwargs)
+
+        return attend_counted
+
+    model = map_attention(use_attention(model, attend), count)
+    kinds = {name: x for name, x in told.items() if name != "attention_mask"}
+    torch.testing.assert_close(model(**kinds, use_cache=False).logits, before, atol=1e-5, rtol=1e-5)
+    assert len(called) == len({*called}) > model.config.get_text_config().num_hidden_layers
 
 
 def test_features_of_layers_below_go_with_those_they_belong_to() -> None:

@@ -70,7 +70,8 @@ def test_packed_rows_equal_separate_documents_of_fresh_plain_models(case: str) -
     config = copy.deepcopy(ours.config)
     ids_BS, positions_BS, apart = make_rows()
     grads = {name: torch.zeros_like(param) for name, param in ours.named_parameters()}
-    weight = torch.randn(2 * 92, 80, generator=torch.Generator().manual_seed(1))
+    # Of a draw whose gradients do not nearly cancel: for A_log they may, and then rounding is most of what is left.
+    weight = torch.randn(2 * 92, 80, generator=torch.Generator().manual_seed(2))
     expected = []
     for ids, part in zip(apart, weight.split([n for row in LENGTHS for n in row]), strict=True):
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")

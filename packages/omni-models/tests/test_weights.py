@@ -68,6 +68,11 @@ def test_random_weights_do_not_depend_on_sharding(one_rank: None, family: str) -
     assert all(torch.equal(named[name].full_tensor(), param) for name, param in plain.named_parameters())
 
 
+def test_a_model_without_a_mesh_is_filled_where_it_is_told(device: str) -> None:
+    filled = fill_weights(build_model(make_config("llama"), device="meta"), None, device=device)
+    assert {x.device.type for x in (*filled.parameters(), *filled.buffers())} == {device}
+
+
 @pytest.mark.parametrize("family", DENSE)
 def test_weights_of_a_directory_are_read_exactly(one_rank: None, family: str, tmp_path: Path) -> None:
     saved = build_model(make_config(family), seed=1)

@@ -11,7 +11,9 @@ from toy import Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh import MeshSpec
 from omni_mesh.mesh import Mesh
-from omni_parallel import ParallelPlan, RecomputeConfig, compile_blocks, plan_parallel, recompute_blocks, shard_fsdp
+from omni_parallel import ParallelPlan, RecomputeConfig, compile_blocks, plan_parallel, recompute_blocks
+from omni_parallel.alone import compute_alone
+from omni_parallel.fsdp import shard_units
 
 RUNS: list[str] = []
 """What ran outside of what is compiled, in that order."""
@@ -145,11 +147,34 @@ def test_what_is_apart_runs_as_it_is_with_its_hooks_and_in_every_block() -> None
 def test_names_stay_and_hooks_of_sharding_run_around_a_compiled_block(mesh: Mesh) -> None:
     plain, model = make_simple(), make_simple()
     plan = plan_simple(model, every=1)
-    model = shard_fsdp(recompute_blocks(compile_blocks(model, plan), plan), mesh, plan, param_dtype=torch.float32)
+    model = shard_units(recompute_blocks(compile_blocks(model, plan), plan), mesh, plan, param_dtype=torch.float32)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
     sharded = gradients(model, make_batch())
     assert close(gradients(plain, make_batch()), {name: grad.full_tensor() for name, grad in sharded.items()})  # pyright: ignore
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_casts_of_a_rank_alone_are_compiled_for_as_often_as_parameters_are(every: int) -> None:
+    def train(model: Toy, x_BI: Tensor) -> tuple[list[dict[str, Tensor]], int]:
+        torch._dynamo.reset()
+        counters.clear()
+        found: list[dict[str, Tensor]] = []
+        for rows in (12, 12, 10, 8):
+            model.zero_grad()
+            found.append(gradients(model, x_BI[:rows]))
+            with torch.no_grad():
+                model(x_BI[:rows])
+        return found, counters["stats"]["unique_graphs"]
+
+    plain, alone = make_kinds(3).bfloat16(), make_kinds(3)
+    plan = plan_simple(plain, every=every)
+    plain, alone = (recompute_blocks(compile_blocks(model, plan), plan) for model in (plain, alone))
+    expected, graphs = train(plain, make_batch().bfloat16())
+    found, again = train(compute_alone(alone, torch.bfloat16), make_batch())
+    assert again == graphs > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_same(theirs, mine)
 
 
 def test_a_plan_without_it_compiles_nothing() -> None:

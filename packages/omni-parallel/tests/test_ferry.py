@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from toy import gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
-from omni_parallel import AdamWConfig, constant, init_state, restore_state, shard_fsdp, state_tree, update
+from omni_parallel import AdamWConfig, constant, init_state, restore_state, state_tree, update
 from omni_parallel.adamw import AdamW, Held, cut
 from omni_parallel.casts import kept_cast
 from omni_parallel.ferry import MOST, SMALLEST, Ferry
+from omni_parallel.fsdp import shard_units
 from omni_parallel.host import make_host
 from omni_parallel.local import local
 from omni_parallel.optim import TrainState, group_params
@@ -57,7 +58,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 @pytest.mark.parametrize("sharded", [False, True])
 def test_numbers_are_those_of_moments_that_stay(mesh: Mesh, sharded: bool, dtype: torch.dtype | None) -> None:
     def fresh(ferry: Ferry | None) -> TrainState:
-        model = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
+        model = shard_units(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
         return make_state(model, dtype, ferry)
 
     ferry = Ferry(smallest=1, most=8)

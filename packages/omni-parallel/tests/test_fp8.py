@@ -4,6 +4,7 @@ Dimensions: T tokens, K features in, N features out.
 """
 
 import gc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpret import compile_ahead, interpret
+from quick_products import quick_products
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from toy import Count
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import ParallelPlan, apply_fp8, fp8_problems, recompute_blocks, shard_fsdp
 from omni_parallel.fp8 import GRADIENTS, LEAST, VALUES, Memo, find_linears, find_step, quantize
+from omni_parallel.fsdp import shard_units
 from omni_parallel.plan import KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -27,6 +31,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipi
 DIGITS = {VALUES: (3, -6), GRADIENTS: (2, -14)}
 """Of each format the digits after the first, and the smallest exponent that has all of them."""
 SIZES = [(32, 48, 64), (37, 64, 48), (1, 16, 32)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with quick_products():
+        yield
 
 
 class Attention(nn.Module):
@@ -401,14 +411,16 @@ def test_recomputed_it_is_bit_equal_and_what_is_kept_runs_once(keep: str, times:
 
 
 @pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
-def test_sharded_it_sees_weights_in_the_dtype_of_compute(mesh: Mesh) -> None:
+@pytest.mark.parametrize("shard", [shard_units, shard_fsdp])
+def test_sharded_or_alone_it_sees_weights_in_the_dtype_of_compute(mesh: Mesh, shard: Callable[..., Toy]) -> None:
     plain = apply_fp8(make_toy().bfloat16(), PLAN)
     expected = gradients(plain, make_x().bfloat16())
     model = make_toy()
     model.load_state_dict(plain.state_dict())
-    found = gradients(shard_fsdp(apply_fp8(model, PLAN), mesh, PLAN), make_x())
+    found = gradients(shard(apply_fp8(model, PLAN), mesh, PLAN, param_dtype=torch.bfloat16), make_x())
     for name, grad in expected.items():
-        assert torch.equal(found[name].full_tensor(), grad.float()), name  # pyright: ignore[reportAttributeAccessIssue]
+        mine = found[name]
+        assert torch.equal((mine.full_tensor() if isinstance(mine, DTensor) else mine).float(), grad.float()), name
 
 
 def test_only_plain_linear_layers_of_blocks_whose_features_fit_are_changed() -> None:

@@ -1,5 +1,6 @@
 """Laws of the training state."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,10 @@ from omni_parallel import (
     init_state,
     named_tensors,
     restore_state,
-    shard_fsdp,
     state_tree,
     update,
 )
+from omni_parallel.fsdp import shard_units
 from omni_parallel.optim import TrainState, group_params
 
 CONFIG = AdamWConfig(lr=0.01, weight_decay=0.1)
@@ -60,6 +61,24 @@ def test_frozen_parameters_are_left_out() -> None:
     assert trained == {id(p) for name, p in model.named_parameters() if not name.startswith("embed")}
 
 
+def test_modules_have_shares_of_the_learning_rate_and_the_innermost_counts() -> None:
+    names = [name for name, _ in make_toy().named_modules() if name.startswith("layers.1")]
+    inner = next(name for name in names if name.count(".") > 1)
+    shares = (("layers", 0.0), ("layers.1", 0.5), (inner, 1.0))
+    plain, shared = (init_state(make_toy(), replace(CONFIG, lr_scale=scale)) for scale in ((), shares))
+    before = {name: param.detach().clone() for name, param in plain.model.named_parameters()}
+    plain, shared = train(plain, 1), train(shared, 1)
+    ours = dict(shared.model.named_parameters())
+    for name, param in plain.model.named_parameters():
+        inside = {module for module, _ in shares if f"{name}.".startswith(f"{module}.")}
+        share = 1.0 if inner in inside else 0.5 if "layers.1" in inside else 0.0 if inside else 1.0
+        assert torch.allclose(ours[name] - before[name], share * (param - before[name]), atol=1e-7), name
+    with pytest.raises(ValueError, match=r"lr_scale: Toy has no module nowhere, layers\.17"):
+        init_state(make_toy(), replace(CONFIG, lr_scale=(("nowhere", 1.0), ("layers.17", 1.0))))
+    with pytest.raises(ValueError, match="lr_scale of layers=-1: must be at least 0"):
+        init_state(make_toy(), replace(CONFIG, lr_scale=(("layers", -1),)))
+
+
 def test_update_clears_gradients_and_follows_the_schedule() -> None:
     state = init_state(make_toy(), CONFIG)
     gradients(state.model, make_batch())
@@ -73,7 +92,7 @@ def test_update_clears_gradients_and_follows_the_schedule() -> None:
 @pytest.mark.parametrize("config", [CONFIG, NARROW], ids=["fp32", "bf16"])
 def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool, config: AdamWConfig) -> None:
     def fresh() -> TrainState:
-        model = shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
+        model = shard_units(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) if sharded else make_toy()
         return init_state(model, config)
 
     half = train(fresh(), 2)
@@ -90,6 +109,23 @@ def test_a_restored_state_goes_on_bit_for_bit(mesh: Mesh, sharded: bool, config:
     for mine, theirs in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
         ours, other = (p.full_tensor() if sharded else p for p in (mine, theirs))
         assert torch.equal(ours, other)
+
+
+def test_a_tree_without_what_is_frozen_has_what_is_trained_and_goes_on_bit_for_bit() -> None:
+    def fresh() -> TrainState:
+        model = make_toy()
+        model.layers[1].requires_grad_(False)
+        return init_state(model, CONFIG)
+
+    half = train(fresh(), 2)
+    tree = {**copy.deepcopy(state_tree(half, frozen=False)), "step": 2}
+    trained = {name for name, param in half.model.named_parameters() if param.requires_grad}
+    assert set(tree["model"]) == set(tree["optimizer"]["exp_avg"]) == trained
+    with pytest.raises(ValueError, match=r"the tree lacks \d+ tensors of this state: model\.layers\.1\."):
+        restore_state(fresh(), tree)
+    unbroken, resumed = train(half, 2), train(restore_state(fresh(), tree, frozen=False), 2)
+    for mine, theirs in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_with_moments_in_bf16_a_model_learns_as_it_does_in_fp32() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from toy import Block, Count, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
-from omni_parallel import recompute_blocks, shard_fsdp
+from omni_parallel import recompute_blocks
+from omni_parallel.fsdp import shard_units
 
 ATTENTION, MATMUL = "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"
 
@@ -67,7 +68,7 @@ def test_a_kept_operator_runs_once_between_collectives_and_under_sharding(kind: 
     for keep, runs in ((("omni_test::attend",), 3), ((), 6)):
         RUNS.clear()
         plan = replace(plan_keep("nothing"), keep=keep)
-        model = shard_fsdp(recompute_blocks(make_attention_toy(kind), plan), mesh, plan, param_dtype=torch.float32)
+        model = shard_units(recompute_blocks(make_attention_toy(kind), plan), mesh, plan, param_dtype=torch.float32)
         sharded = gradients(model, make_batch())
         assert_same(plain, {name: grad.full_tensor() for name, grad in sharded.items()})
         assert RUNS["attend"] == runs, keep

@@ -1,8 +1,10 @@
 """Laws of the norm and of the sums, on one rank."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from toy import gradients, make_batch, make_toy, plan_toy
+from toy import Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh.mesh import Mesh
 from omni_parallel import (
@@ -17,6 +19,7 @@ from omni_parallel import (
     shard_fsdp,
     update,
 )
+from omni_parallel.fsdp import shard_units
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e9, float("inf")])
@@ -24,7 +27,7 @@ from omni_parallel import (
 def test_clipping_is_that_of_torch(mesh: Mesh, max_norm: float, sharded: bool) -> None:
     ours, theirs = make_toy(), make_toy()
     if sharded:
-        ours = shard_fsdp(ours, mesh, plan_toy(), param_dtype=torch.float32)
+        ours = shard_units(ours, mesh, plan_toy(), param_dtype=torch.float32)
     gradients(ours, make_batch())
     gradients(theirs, make_batch())
     norm = clip_grads_(ours, max_norm)
@@ -40,7 +43,7 @@ def test_a_model_half_sharded_has_one_norm(mesh: Mesh) -> None:
     model, whole = make_toy(), make_toy()
     gradients(whole, make_batch())
     expected = torch.nn.utils.get_total_norm([param.grad for param in whole.parameters()])
-    shard_fsdp(model.layers[0], mesh, plan_toy().__class__(blocks=()), param_dtype=torch.float32)
+    shard_units(model.layers[0], mesh, plan_toy().__class__(blocks=()), param_dtype=torch.float32)
     gradients(model, make_batch())
     assert clip_grads_(model, float("inf")).item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -81,9 +84,10 @@ def test_a_factor_while_gradients_are_read_is_clipping(mesh: Mesh) -> None:
         assert torch.allclose(mine, other, rtol=1e-6)
 
 
-def test_an_evaluation_before_the_update_changes_nothing(mesh: Mesh) -> None:
+@pytest.mark.parametrize("shard", [shard_units, shard_fsdp])
+def test_an_evaluation_before_the_update_changes_nothing(mesh: Mesh, shard: Callable[..., Toy]) -> None:
     """It leaves parameters gathered, which show no gradient and would stay what they were."""
-    plain, evaluated = (shard_fsdp(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) for _ in range(2))
+    plain, evaluated = (shard(make_toy(), mesh, plan_toy(), param_dtype=torch.float32) for _ in range(2))
     found = []
     for model in (plain, evaluated):
         state = init_state(model, AdamWConfig())

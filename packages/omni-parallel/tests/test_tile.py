@@ -21,9 +21,9 @@ from omni_parallel import (
     offload_blocks,
     plan_parallel,
     recompute_blocks,
-    shard_fsdp,
     tile_mlps,
 )
+from omni_parallel.fsdp import shard_units
 from omni_parallel.offload import Away
 
 H, I = 16, 80
@@ -246,7 +246,7 @@ def test_a_parameter_gets_its_gradient_once() -> None:
 @pytest.mark.parametrize("every", [0, 1])
 def test_sharded_the_numbers_stay(every: int, mesh: Mesh) -> None:
     plan = replace(plan_net(5, every), reshard_after_forward=True)
-    model = shard_fsdp(recompute_blocks(tile_mlps(make_net(), plan), plan), mesh, plan, param_dtype=torch.float32)
+    model = shard_units(recompute_blocks(tile_mlps(make_net(), plan), plan), mesh, plan, param_dtype=torch.float32)
     ours = {name: grad.full_tensor() if name != "out" else grad for name, grad in gradients(model, 2).items()}  # type: ignore
     assert_close(ours, gradients(make_net(), 2))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omni_ckpt.manifest import Sealed, glance, read_manifest
 from omni_ckpt.places import as_place
-from omni_ckpt.stored import read_plain, stored
+from omni_ckpt.storage import read_plain, stored
 from omni_ckpt.tree import TensorSpec
 
 

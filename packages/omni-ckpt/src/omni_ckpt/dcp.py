@@ -23,7 +23,7 @@ from omni_ckpt.ranks import Group, agree, gather, make_group, my_rank, on_first,
 from omni_ckpt.recover import check_together
 from omni_ckpt.saving import Saving
 from omni_ckpt.staging import Staging, fill_staging_, local_shard, make_staging
-from omni_ckpt.stored import (
+from omni_ckpt.storage import (
     VERSION,
     check_coverage,
     check_files,

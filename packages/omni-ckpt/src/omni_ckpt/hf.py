@@ -17,7 +17,7 @@ from omni_ckpt.disk import clear, publish, write_json
 from omni_ckpt.layout import writing
 from omni_ckpt.manifest import damages, read_manifest, refuse_damages
 from omni_ckpt.places import as_place, sync
-from omni_ckpt.stored import check_files, read_index, read_into, specs_in
+from omni_ckpt.storage import check_files, read_index, read_into, specs_in
 from omni_ckpt.tree import TensorSpec, named
 
 Tensors: TypeAlias = Mapping[str, Tensor]

@@ -10,7 +10,7 @@ from omni_ckpt.faults import At, nothing
 from omni_ckpt.layout import leftovers, step_of, steps
 from omni_ckpt.manifest import PIN_FILE, glance
 from omni_ckpt.places import as_place, is_there
-from omni_ckpt.stored import read_plain
+from omni_ckpt.storage import read_plain
 
 
 @dataclass(frozen=True, slots=True)

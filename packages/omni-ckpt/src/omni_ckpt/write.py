@@ -17,7 +17,7 @@ from omni_ckpt.files import SealingFiles
 from omni_ckpt.manifest import Sealed
 from omni_ckpt.places import sync
 from omni_ckpt.ranks import Group, alone, my_rank
-from omni_ckpt.stored import one_process_is_meant
+from omni_ckpt.storage import one_process_is_meant
 
 
 def write_tensors(

@@ -112,12 +112,7 @@ def encode_chat(
             would teach to answer with nothing; and if the template writes nothing of what such messages say.
     """
     chat = conversation_of(record)
-    turns = _choose_turns(chat.messages, learn)
-    if silent := [i for i in turns if not _says(chat.messages[i])]:
-        raise ValueError(
-            f"the assistant says nothing in message {_names(silent)}, with no tool_calls or reasoning either: leave "
-            'the chat out, or mark such messages with "learn": false.'
-        )
+    turns = find_said(chat.messages, learn)
     sample = render_chat(chat.messages, tokenizer, tools=chat.tools, learn=learn, template_kwargs=template_kwargs)
     # What tokens spell may differ from what they were made of, so a text is no proof that something is missing.
     learnt = sample.tokens_N[sample.learn_N].tolist()
@@ -130,6 +125,21 @@ def encode_chat(
                 "message.content?"
             )
     return sample
+
+
+def find_said(messages: Sequence[Message], learn: Learn) -> list[int]:
+    """Which messages are learnt. Pure.
+
+    Raises:
+        ValueError: as `render_chat`, and if one of them says, thinks and calls nothing.
+    """
+    turns = _choose_turns(messages, learn)
+    if silent := [i for i in turns if not _says(messages[i])]:
+        raise ValueError(
+            f"the assistant says nothing in message {_names(silent)}, with no tool_calls or reasoning either: leave "
+            'the chat out, or mark such messages with "learn": false.'
+        )
+    return turns
 
 
 def _text(message: Message) -> str:

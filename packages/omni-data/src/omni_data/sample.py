@@ -84,8 +84,8 @@ def part_of(sample: Sample, start: int, stop: int) -> Sample:
         return sample
     if sample.media:
         raise ValueError(
-            f"a document of {len(sample)} tokens with {' and '.join(sample.media)} cannot be cut: take longer rows, or "
-            "leave such documents out (drop)."
+            f"a document of {len(sample)} tokens with {' and '.join(sample.media)} cannot be cut: take longer rows "
+            "or smaller media, or let packing.long drop such documents."
         )
     learn_N = None if sample.learn_N is None else sample.learn_N[start:stop]
     return Sample(sample.tokens_N[start:stop], learn_N)

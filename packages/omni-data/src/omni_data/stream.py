@@ -216,8 +216,10 @@ def _is_over(part: Part, at: Position) -> bool:
 def _check_bad(bad: Sequence[str], most: int) -> None:
     """Raises `ValueError` with the first of them if there are more than `most` documents that cannot be used."""
     if len(bad) > most:
-        told = bad[0] if not most else "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
-        raise ValueError(told if not most else f"{len(bad)} documents cannot be used, of max_bad={most}:{told}")
+        if not most:
+            raise ValueError(f"{bad[0]}\nmax_bad=N leaves out up to N documents that cannot be used.")
+        told = "".join(f"\n  {problem}" for problem in bad[:_SHOWN])
+        raise ValueError(f"{len(bad)} documents cannot be used, of max_bad={most}:{told}")
 
 
 def _tell_none(read: Counts, bad: Sequence[str]) -> str:

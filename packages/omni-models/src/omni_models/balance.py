@@ -24,23 +24,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from omni_models.balance_config import BalanceConfig
 from omni_models.experts import is_experts
 from omni_models.shares import local, share
 
 Biases = Mapping[str, Tensor]
 """By the name of the experts: what is added to the scores of its router to choose, (E,), fp32."""
-
-
-@dataclass(frozen=True, slots=True)
-class BalanceConfig:
-    """How experts are kept equally busy."""
-
-    loss: float | None = None
-    """Weight of the balance loss, over the tokens of all ranks. Left out: what the model's configuration asks for,
-    which is 0 unless it sets output_router_logits."""
-    rate: float = 0.0
-    """What a step adds to the router's bias of each expert that had too little to do, and takes from the others
-    (DeepSeek-V3 uses 0.001). 0 leaves biases alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 
 from omni_models.classes import plain_class
+from omni_models.omni import OmniModel
+from omni_models.parts import OmniConfig
 from omni_models.presets import PRESETS
 from omni_models.weights import fill_weights
 
@@ -63,7 +65,7 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
         ValueError: if transformers knows no model of this type that makes text of text, or of images and text, or if
             the weights are quantised.
     """
-    kind = _find_kind(config)
+    kind = OmniModel if isinstance(config, OmniConfig) else _find_kind(config)
     if kind is None:
         part = next((name for name in ("thinker_config",) if hasattr(config, name)), None)
         remedy = f": take its {part}, which is" if part else ", the only kinds built so far"
@@ -77,7 +79,8 @@ def build_model(config: PreTrainedConfig, *, seed: int = 0, device: str = "cpu")
         )
     try:
         with torch.device("meta"):
-            model = kind.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+            own = type(config).from_dict(config.to_dict())
+            model = kind(own) if isinstance(own, OmniConfig) else kind.from_config(own, dtype=torch.float32)
     except (KeyError, AttributeError, TypeError) as problem:
         raise ValueError(
             f"transformers cannot build a {config.model_type} of this configuration: {problem!r}."
@@ -141,29 +144,40 @@ def _find_kind(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoMode
 def _find_config(source: str) -> PreTrainedConfig:
     if source in PRESETS:
         fields = dict(PRESETS[source])
+        if fields["model_type"] == OmniConfig.model_type:
+            return OmniConfig.from_dict(fields)
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} has no config.json, so it is not the directory of a Hugging Face model.")
         try:
-            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return _load_config(path, local_files_only=True)
         except (OSError, StrictDataclassError) as problem:
             raise ValueError(f"{path} holds no config.json that works: {problem}") from problem
     if path.exists():
         raise ValueError(f"{path} is a file; name the directory that holds config.json.")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        near = _nearest(source, PRESETS)
         raise ValueError(
-            f"there is no model {source!r}: no preset{_nearest(source, PRESETS)}, no directory of that path, "
-            f"and a hub name has the form owner/name. Presets: {', '.join(PRESETS)}."
+            f"there is no model {source!r}: no preset{near}, no directory of that path, "
+            f"and a hub name has the form owner/name." + ("" if near else f" Presets: {', '.join(PRESETS)}.")
         )
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return _load_config(source)
     except OSError as problem:
         raise ValueError(
             f"the hub gave no configuration for {source!r}{_nearest(source, PRESETS)}. "
             f"Is the name right and the network up? {problem}"
         ) from problem
+
+
+def _load_config(source: str | Path, **how: bool) -> PreTrainedConfig:
+    """What transformers reads, and of composed models, which it does not know, what it would."""
+    fields, _ = OmniConfig.get_config_dict(source, **how)
+    if fields.get("model_type") == OmniConfig.model_type:
+        return OmniConfig.from_dict(fields)
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **how)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

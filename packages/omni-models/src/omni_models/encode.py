@@ -8,8 +8,10 @@ them lies, as it says, where its mark is.
 Dimensions: N tokens, F frames of H x W pixels, T samples of a wave.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,11 +87,13 @@ def encode_media(
         config: of the model, by which placeholders and features are counted.
         messages: with parts `{"type": "image"}`, `"video"` and `"audio"` in their contents, where media belong.
         media: one for each of these parts.
-        render: says what to learn.
+        render: says what to learn; where a processor does not say what it put for a medium, that must be its mark,
+            repeated.
         template_kwargs: more for the template.
 
     Raises:
-        ValueError: if parts and media differ in number, or placeholders and the features that the model will make.
+        ValueError: if parts and media differ in number, or placeholders and the features that the model will make,
+            or if a processor puts something that it does not tell, and `render` asks where its tokens are.
     """
     wanted = _count_parts(messages)
     given = {"image": len(media.images), "video": len(media.videos), "audio": len(media.audios)}
@@ -128,10 +132,10 @@ def _count_parts(messages: Sequence[Message]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Read:
-    """What a processor makes of a text: tokens, where each is in the text with the marks, and arrays."""
+    """What a processor makes of a text: tokens, where each is in the text with the marks, if known, and arrays."""
 
     tokens: list[int]
-    offsets: list[tuple[int, int]]
+    offsets: list[tuple[int, int]] | None
     arrays: Mapping[str, NDArray]
 
 
@@ -173,19 +177,28 @@ class _Reader:
         (text,), spans = rendered
         if not tokenize:
             return text
-        read = self.read(text)
-        said = [any(start < stop and a < stop and b > start for a, b in spans[0]) for start, stop in read.offsets]
-        return {"input_ids": read.tokens, "assistant_masks": said}
+        offsets = self.find(text)
+        said = [any(start < stop and a < stop and b > start for a, b in spans[0]) for start, stop in offsets]
+        return {"input_ids": self.read(text).tokens, "assistant_masks": said}
 
     def __call__(self, text: str, **options: Any) -> Any:
-        read = self.read(text)
-        return {"input_ids": read.tokens, "offset_mapping": read.offsets}
+        return {"input_ids": self.read(text).tokens, "offset_mapping": self.find(text)}
 
     def read(self, text: str) -> _Read:
         """The tokens of `text`, once."""
         if text not in self.known:
             self.known[text] = _process(self.processor, text, self.media)
         return self.known[text]
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Where each of these tokens is in `text`."""
+        if (offsets := self.read(text).offsets) is None:
+            raise ValueError(
+                f"{type(self.processor).__name__} does not say what it puts into a chat for its media, and that is not "
+                "the mark of each repeated, so what to learn cannot be found: encode this chat without render, or "
+                "install a newer transformers, if in that this processor says so."
+            )
+        return offsets
 
 
 def _process(processor: Any, text: str, media: Media) -> _Read:
@@ -200,13 +213,12 @@ def _process(processor: Any, text: str, media: Media) -> _Read:
         rate = processor.feature_extractor.sampling_rate
         given |= {"audio": list(media.audios), "audio_kwargs": {"sampling_rate": rate}}
     how_text = {"add_special_tokens": False, "return_offsets_mapping": True}
-    # Some compute with films that they were given back, as tensors of the kind that they say.
-    kind = (getattr(processor, "videos_kwargs", None) or {}).get("return_tensors", "np") if media.videos else "np"
+    kind = _tensors_of_films(processor) if media.videos else "np"
     more = {"return_text_replacement_offsets": True, "return_tensors": kind}
     out = dict(processor(text=[text], text_kwargs=how_text, **more, **given))
     (tokens,), (offsets,) = (np.asarray(out.pop(name)).tolist() for name in ("input_ids", "offset_mapping"))
-    replaced = out.pop("text_replacement_offsets", None)
-    replaced = [] if replaced is None or len(replaced) == 0 else replaced[0]
+    told = out.pop("text_replacement_offsets", None)
+    replaced = _repeated(processor, text, tokens) if told is None else told[0] if len(told) else []
     for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "video_metadata"):
         out.pop(name, None)
     if "video_second_per_grid" in out:
@@ -215,7 +227,33 @@ def _process(processor: Any, text: str, media: Media) -> _Read:
         rates = [_metadata(shown.shape, times).sampled_fps for shown, times in media.videos]
         out["video_second_per_grid"] = [frames / rate for rate in rates]
     arrays = {name: np.asarray(array) for name, array in out.items()}
-    return _Read(tokens, _before(offsets, replaced), arrays)
+    return _Read(tokens, None if replaced is None else _before(offsets, replaced), arrays)
+
+
+def _tensors_of_films(processor: Any) -> str:
+    """Of which kind: some compute with films that they were given back, as tensors of the kind that they say."""
+    # A processor says so itself, or, as all did once, its arguments do by a name that transformers keeps for itself.
+    given = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    own = getattr(processor, "videos_kwargs", None) or {}
+    return {**own, **given.get("videos_kwargs", {})}.get("return_tensors", "np")
+
+
+def _repeated(processor: Any, text: str, tokens: list[int]) -> list[dict[str, tuple[int, int]]] | None:
+    """What a processor that does not say put for the marks in `text`, if each is but repeated; None if not. Pure."""
+    marks = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+    of_token = {processor.tokenizer.convert_tokens_to_ids(mark): mark for mark in marks if mark}
+    runs = [of_token[token] * len(list(run)) for token, run in groupby(tokens) if token in of_token]
+    anywhere = "|".join(f"(?:{re.escape(mark)})+" for mark in of_token.values())
+    spans = [match.span() for match in re.finditer(anywhere, text)] if anywhere else []
+    if len(runs) != len(spans):
+        return None
+    whole, replaced, end = "", [], 0
+    for run, (start, stop) in zip(runs, spans, strict=True):
+        whole += text[end:start]
+        replaced.append({"span": (start, stop), "new_span": (len(whole), len(whole) + len(run))})
+        whole, end = whole + run, stop
+    again = processor.tokenizer(whole + text[end:], add_special_tokens=False)["input_ids"]
+    return replaced if list(again) == tokens else None
 
 
 def _before(offsets: Sequence[Sequence[int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from omni_models.classes import without_adapters
 from omni_models.layout import Shape, find_pieces
 from omni_models.weights import loadable
 
@@ -19,13 +20,14 @@ def hf_keys(
     a merge can go through them file by file, and gives the names that transformers' own `save_pretrained` writes.
 
     Args:
-        model: also on the meta device; it is not changed.
+        model: also on the meta device; it is not changed. Of one with adapters, what is around them.
         like: the tensors of a directory, shapes by name, in whose layout to write where transformers reads several.
 
     Raises:
         ValueError: if checkpoints of this type are not views of its parameters; of the function, if it is given a
             tensor that the model has not.
     """
+    model = without_adapters(model)
     pieces = find_pieces(model, {name: tuple(tensor.shape) for name, tensor in loadable(model).items()}, stored=like)
 
     def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from omni_models.classes import without_adapters
 from omni_models.encoders import encoder_kinds
 from omni_models.experts import is_experts
 from omni_models.rope import length_dependent_rotaries
@@ -56,11 +57,12 @@ class ModelFacts:
 
 
 def describe(model: PreTrainedModel) -> ModelFacts:
-    """The facts of `model`, which may be on the meta device and is not changed.
+    """The facts of `model`, which may be on the meta device and is not changed. Adapters count for nothing in them.
 
     Raises:
         ValueError: if it has no attention.
     """
+    model = without_adapters(model)
     config = model.config.get_text_config()
     try:
         heads = getattr(config, "num_attention_heads", None)
@@ -73,7 +75,7 @@ def describe(model: PreTrainedModel) -> ModelFacts:
         raise ValueError(
             f"{model.config.model_type} has no attention heads; models without attention are not built yet."
         )
-    experts = tuple(name for name, module in model.named_modules() if _holds_experts(module))
+    experts = experts_names(model)
     banks = [model.get_submodule(name) for name in experts]
     # What a module says of itself comes before what a configuration may call otherwise.
     known = next((bank.num_experts for bank in banks if isinstance(getattr(bank, "num_experts", None), int)), 0)
@@ -114,14 +116,15 @@ def describe(model: PreTrainedModel) -> ModelFacts:
     )
 
 
-def flops_per_token(facts: ModelFacts, seq_len: float, *, causal: bool = True) -> float:
+def flops_per_token(facts: ModelFacts, seq_len: float, *, causal: bool = True, frozen: bool = False) -> float:
     """Floating-point operations of a forward and a backward pass, per token of a document of `seq_len` tokens.
 
     Six per active parameter, and for attention 12 x layers x heads x head_dim x seq_len, half of it if causal (PaLM,
-    Chowdhery et al., 2022, arXiv:2204.02311, appendix B). Recomputation is not counted.
+    Chowdhery et al., 2022, arXiv:2204.02311, appendix B). Four where parameters are frozen, which have no gradients.
+    Recomputation is not counted, nor are adapters.
     """
     attention = 12.0 * facts.num_layers * facts.num_heads * facts.head_dim * seq_len
-    return 6.0 * facts.active_params + (attention / 2 if causal else attention)
+    return (4.0 if frozen else 6.0) * facts.active_params + (attention / 2 if causal else attention)
 
 
 def block_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -134,6 +137,11 @@ def block_names(model: PreTrainedModel) -> tuple[str, ...]:
         if is_block and not any(name.startswith(f"{outer}.") for outer in names):
             names.append(name)
     return tuple(names)
+
+
+def experts_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that hold the weights of many experts, in module order."""
+    return tuple(name for name, module in model.named_modules() if _holds_experts(module))
 
 
 def decoder_name(model: PreTrainedModel) -> str:

@@ -131,7 +131,8 @@ def list_blocks(ranges: Ranges, size: int = BLOCK) -> tuple[Tensor, Tensor, Tens
 @cache
 def _compiled() -> Callable[..., Tensor]:
     """`_attend` as it is compiled; to ask for it is slow, and not only the first time."""
-    return torch.compile(_attend, fullgraph=True)
+    # The compiler pads rows of large tensors, but the kernel writes its logarithms side by side.
+    return torch.compile(_attend, fullgraph=True, options={"comprehensive_padding": False})
 
 
 def _attend(  # noqa: PLR0917 As flat as what is compiled takes its arguments best.

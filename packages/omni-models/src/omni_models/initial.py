@@ -72,7 +72,7 @@ def _fill_unit_(model: PreTrainedModel, name: str, seed: int, *, skip: frozenset
     }
     for tensor in whole.values():
         poison_(tensor)
-    with _instead(owners, whole), _seeded(seed, name, model.device):
+    with instead(owners, whole), seeded(seed, name, model.device):
         init_subtree_(unit, _init_of(model, name), skip)
     for owner, key, param in owners:
         if id(param) not in of_experts:
@@ -96,7 +96,7 @@ def _fill_experts_(model: PreTrainedModel, name: str, module: nn.Module, seed: i
         }
         for tensor in one.values():
             poison_(tensor)
-        with _instead(owners, one), _seeded(seed, f"{name}.{expert}", model.device):
+        with instead(owners, one), seeded(seed, f"{name}.{expert}", model.device):
             _init_of(model, name)(module)
         for key, param in params.items():
             drawn, (first, *rest) = one[id(param)], parts[key]
@@ -106,7 +106,7 @@ def _fill_experts_(model: PreTrainedModel, name: str, module: nn.Module, seed: i
 
 
 @contextmanager
-def _instead(owners: list[tuple[nn.Module, str, nn.Parameter]], others: dict[int, Tensor]) -> Iterator[None]:
+def instead(owners: list[tuple[nn.Module, str, nn.Parameter]], others: dict[int, Tensor]) -> Iterator[None]:
     """While open, modules hold `others`, by the identity of what they held."""
     for owner, key, param in owners:
         owner._parameters[key] = nn.Parameter(others[id(param)], requires_grad=param.requires_grad)
@@ -130,7 +130,7 @@ def _init_of(model: PreTrainedModel, name: str) -> Callable[[nn.Module], None]:
 
 
 @contextmanager
-def _seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
     """While open, torch draws from a stream that belongs to `seed` and `name`; afterwards from where it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big"))

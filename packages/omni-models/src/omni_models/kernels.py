@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from omni_models.experts import is_experts
 from omni_models.fused import Kernels, make_triton
+from omni_models.padded import gated_mlp, pad_width, pads
 from omni_models.proofs import (
     Gate,
     Gated,
@@ -30,7 +31,7 @@ from omni_models.proofs import (
     prove_gated,
     prove_norm,
 )
-from omni_models.proofs_rope import ROTATE, Rope, looks_like_attention, prove_rope, prove_tables
+from omni_models.proofs_rope import Rope, looks_like_attention, prove_rope, prove_tables
 from omni_models.rows import has_triton
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -154,7 +155,7 @@ def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope, kernels: Kernel
             return _fuse_gated(fit, kernels.silu_mul if fit.act == "silu" else kernels.gelu_mul)
         case Rope():
             assert isinstance(forward, FunctionType)
-            return _rebind(forward, _fuse_rope(fit, kernels.rope))
+            return _rebind(forward, fit.name, _fuse_rope(fit, kernels.rope))
 
 
 def _fuse_norm(norm: Norm, rms_norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -171,11 +172,17 @@ def _fuse_norm(norm: Norm, rms_norm: Callable[..., Tensor]) -> Callable[..., Ten
     return forward
 
 
-def _fuse_gated(gated: Gated, act_mul: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+def _fuse_gated(
+    gated: Gated, act_mul: Callable[[Tensor, Tensor], Tensor], suits: Callable[..., bool] = pads
+) -> Callable[..., Tensor]:
+    width = pad_width(gated.inner)
+
     def forward(self: nn.Module, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (x,) = (*args, *kwargs.values())
-        # Called as modules, so that hooks, adapters and sharding see them.
         gate, up, down = (getattr(self, name) for name in (gated.gate, gated.up, gated.down))
+        if width > gated.inner and suits(x, gate, up, down):
+            return gated_mlp(x, (gate, up, down), act_mul, width)
+        # Called as modules, so that hooks, adapters and sharding see them.
         return down(act_mul(gate(x), up(x)))
 
     return forward
@@ -189,7 +196,12 @@ def _fuse_rope(fit: Rope, rope: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         q, k, cos, sin = (given.arguments[name] for name in ("q", "k", "cos", "sin"))
-        tokens_first = given.arguments.get("unsqueeze_dim", 1) == 2
+        alone = fit.flat and q.ndim == 3
+        if alone:
+            q, k, cos, sin = (x[None] for x in (q, k, cos, sin))
+        elif fit.flat and cos.ndim == sin.ndim == 2:
+            cos, sin = cos[None], sin[None]
+        tokens_first = fit.flat or given.arguments.get("unsqueeze_dim", 1) == 2
         if tokens_first:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
         width = 2 * cos.shape[-1] if fit.half else cos.shape[-1]
@@ -201,7 +213,9 @@ def _fuse_rope(fit: Rope, rope: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
             dtype = torch.promote_types(q.dtype, cos.dtype)
             q, k, cos, sin = (x.to(dtype) for x in (q, k, cos, sin))
         q, k = rope(q, k, cos, sin, width)
-        return (q.transpose(1, 2), k.transpose(1, 2)) if tokens_first else (q, k)
+        if tokens_first:
+            q, k = q.transpose(1, 2), k.transpose(1, 2)
+        return (q[0], k[0]) if alone else (q, k)
 
     return rotate
 
@@ -228,13 +242,13 @@ def _rope_problem(inputs: tuple[Tensor, Tensor, Tensor, Tensor], width: int, uns
     )
 
 
-def _rebind(forward: FunctionType, rotate: Callable[..., Any]) -> FunctionType:
-    """The same code, in which `ROTATE` means `rotate`.
+def _rebind(forward: FunctionType, name: str, rotate: Callable[..., Any]) -> FunctionType:
+    """The same code, in which `name` means `rotate`.
 
     The name is private to transformers, and no argument or registry reaches the function behind it; a copy of the
     code's mapping of names does, and leaves the modeling file and other models alone.
     """
-    names = {**forward.__globals__, ROTATE: rotate}
+    names = {**forward.__globals__, name: rotate}
     rebound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     rebound.__kwdefaults__ = forward.__kwdefaults__
     return rebound
@@ -261,11 +275,13 @@ def _say(fit: Fit | str) -> str:
         case Norm():
             return f"rms_norm (eps {fit.eps:g}, {'1 + weight' if fit.offset else 'weight'}, cast as {fit.casting})"
         case Gated():
-            return f"swiglu ({'SiLU' if fit.act == 'silu' else 'tanh GELU'})"
+            width = pad_width(fit.inner)
+            wider = f", {fit.inner:,} features padded to {width:,} in 16 bits" if width > fit.inner else ""
+            return f"swiglu ({'SiLU' if fit.act == 'silu' else 'tanh GELU'}{wider})"
         case Gate():
             return "swiglu (SiLU, of experts)"
         case Rope():
-            return f"rope ({'fp32' if fit.wide else 'in the dtype it is given'})"
+            return f"rope ({'fp32' if fit.wide else 'in the dtype it is given'}{', of patches' if fit.flat else ''})"
         case _:
             return f"not fused: {fit}"
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from omni_models.classes import called
 from omni_models.rows import fuses
 
 IGNORE = -100
@@ -44,7 +45,7 @@ def loss_problems(model: PreTrainedModel, impl: str) -> list[str]:
     text, name = model.config.get_text_config(), model.config.model_type
     if impl != "chunked":
         return []
-    if not isinstance(model.get_output_embeddings(), nn.Linear):
+    if not isinstance(_head(model), nn.Linear):
         return [f"{name} has no linear output head for the chunked loss: use full."]
     changes = [field for field in _SCALES if hasattr(text, field)]
     changes += ["final_logit_softcapping"] if getattr(text, "final_logit_softcapping", None) is not None else []
@@ -71,28 +72,41 @@ def summed_loss(
     Raises:
         ValueError: if "chunked" is asked of a model that has no linear head or that changes its logits after it.
     """
+    return loss_and_output(model, inputs, labels_Bs, impl, each_Bs)[0]
+
+
+def loss_and_output(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    labels_Bs: Tensor,
+    impl: Literal["auto", "chunked", "full"],
+    each_Bs: Tensor | None,
+) -> tuple[Tensor, Any]:
+    """`summed_loss` and what else the model gave, whose logits may be the loss itself."""
     if impl == "auto":
         impl = choose_loss(model)
     if impl == "full":
-        logits_BsV = model(**inputs, **_quiet(model)).logits
+        output = model(**inputs, **_quiet(model))
+        logits_BsV = output.logits
         _refuse_unequal(labels_Bs, logits_BsV)
         how = {"ignore_index": IGNORE, "reduction": "sum" if each_Bs is None else "none"}
         losses = F.cross_entropy(logits_BsV.flatten(0, 1).float(), labels_Bs.flatten(), **how)
         if each_Bs is None:
-            return losses
+            return losses, output
         each_Bs.copy_(losses.detach().view_as(each_Bs))
-        return losses.sum()
-    head = model.get_output_embeddings()
+        return losses.sum(), output
+    head = _head(model)
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(model).__name__} has no linear output head: pass impl='full'.")
     with _head_as_loss(head, labels_Bs, each_Bs) as losses:
-        returned = model(**inputs, **_quiet(model)).logits
+        output = model(**inputs, **_quiet(model))
+    returned = output.logits
     if len(losses) != 1 or returned is not losses[0][0] or returned._version != losses[0][1]:
         raise ValueError(
             f"{type(model).__name__} computes with its logits after the head, so the chunked loss would be wrong: "
             "pass impl='full'."
         )
-    return returned
+    return returned, output
 
 
 def chunked_cross_entropy(
@@ -128,6 +142,12 @@ def chunk_tokens(tokens: int, vocab_size: int, max_bytes: int = CHUNK_BYTES, *, 
     chunks = max(1, -(-tokens // most))
     equal = max(1, -(-tokens // chunks))
     return min(tokens, even) if (even := -(-equal // 128) * 128) <= most and tokens else equal
+
+
+def _head(model: PreTrainedModel) -> nn.Module | None:
+    """What makes logits: of a head that is trained beside adapters, the copy that is called."""
+    head = model.get_output_embeddings()
+    return called(head) if isinstance(head, nn.Module) else None
 
 
 def _quiet(model: PreTrainedModel) -> dict[str, bool]:

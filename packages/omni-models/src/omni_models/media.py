@@ -24,6 +24,7 @@ TEXT, IMAGE, VIDEO, AUDIO = 0, 1, 2, 3
 _NAMES: Final = {IMAGE: "image", VIDEO: "video", AUDIO: "audio"}
 _GRIDS: Final = {IMAGE: "image_grid_thw", VIDEO: "video_grid_thw"}
 _PIXELS: Final = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
+_ARRAYS: Final = {**_PIXELS, AUDIO: "input_features"}
 _HEARD: Final = "feature_attention_mask"
 _SECONDS: Final = ("second_per_grid_ts", "video_second_per_grid")
 _OWNERS: Final = {_GRIDS[IMAGE]: IMAGE, _GRIDS[VIDEO]: VIDEO, **dict.fromkeys(_SECONDS, VIDEO), _HEARD: AUDIO}
@@ -80,7 +81,9 @@ def count_features(config: PreTrainedConfig, media: Mapping[str, Any]) -> dict[i
     pixels, each = media.get(_PIXELS[IMAGE]), _tile_features(config)
     if IMAGE not in counts and pixels is not None and pixels.ndim == 4 and each is not None:
         counts[IMAGE] = [each] * len(pixels)
-    if _HEARD in media and config.model_type in _HALVED_TWICE:
+    fixed = getattr(config, "media_features", {})
+    counts |= {k: [fixed[n]] * len(media[_ARRAYS[k]]) for k, n in _NAMES.items() if n in fixed and _ARRAYS[k] in media}
+    if AUDIO not in counts and _HEARD in media and config.model_type in _HALVED_TWICE:
         heard = np.asarray(media[_HEARD]).sum(axis=-1)
         counts[AUDIO] = [((int(frames) - 1) // 2 + 1 - 2) // 2 + 1 for frames in heard]
     known = {name for kind in counts for name in (_GRIDS.get(kind), _PIXELS.get(kind))}

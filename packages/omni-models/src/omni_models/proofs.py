@@ -41,12 +41,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """down(act(gate(x)) * up(x)): the names of the three projections, and the activation."""
+    """down(act(gate(x)) * up(x)): the names of the three projections, the activation, and the features between them."""
 
     gate: str
     up: str
     down: str
     act: Literal["silu", "gelu"]
+    inner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def prove_gated(module: nn.Module) -> Gated | str:
                     for x in [draw((2, 16, H), generator) * scale]
                     for a, b in [(replaced[linears[gate]](x), replaced[linears[up]](x))]
                 ):
-                    return Gated(gate, up, down, act)
+                    return Gated(gate, up, down, act, inner=wide[1])
         except UNFIT as error:
             errors.add(type(error).__name__)
     failed = f" (it fails on a plain input: {', '.join(sorted(errors))})" if errors else ""

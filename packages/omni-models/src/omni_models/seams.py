@@ -28,6 +28,11 @@ from omni_models.support import is_attention
 M = TypeVar("M", bound=PreTrainedModel)
 NAME = "omni"
 """The name of the constants in transformers' registries."""
+BOUNDED = "omni_flash"
+"""The name of that for towers which tell flash attention where media end, and else call attention for each by itself:
+by this word in it they know it."""
+_BOUNDS = ("cu_seq_lens_q", "max_length_q")
+"""What they call these bounds, and the longest medium between two."""
 _ATTEND = "omni_attention"
 """The attribute of an attention module that holds its own function."""
 _OF_ROWS = ("cu_seqlens", "max_seqlen", "group_ids")
@@ -55,6 +60,7 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
             raise ValueError(f"there is no attention {attend!r}; there are {', '.join(ATTENTIONS)}.")
         attend = ATTENTIONS[attend]
     AttentionInterface.register(NAME, _attend_of_module)
+    AttentionInterface.register(BOUNDED, _attend_of_bounds)
     inner = _models(model)
     towers = _towers(model, inner)
     apart = {module for tower in towers if _reads_mask(tower) for module in tower.modules()}
@@ -66,9 +72,10 @@ def use_attention(model: M, attend: str | AttentionFn) -> M:
     for module in modules:
         setattr(module, _ATTEND, attend)
     _own_config(model)
+    bounded = {module for tower in towers if _tells_bounds(tower) for module in _models(tower)}
     for module in (module for module in inner if module not in apart):
         # The public setter checks names against a list of its own; the field is what every layer reads.
-        module.config._attn_implementation_internal = NAME
+        module.config._attn_implementation_internal = BOUNDED if module in bounded else NAME
     for module in filter(overlays_images, inner):
         module.register_forward_pre_hook(_ask_for_groups, with_kwargs=True)
     for tower in towers:
@@ -154,6 +161,22 @@ def _attend_of_module(
     return attend(module, q_BNSD, k_BKSD, v_BKSD, mask, **facts)
 
 
+def _attend_of_bounds(
+    module: nn.Module,
+    q_BNSD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    attention_mask: Tensor | None = None,
+    **facts: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """One call for all media, whose bounds are told as flash attention is told them."""
+    cu_seqlens, longest = (facts.pop(name) for name in _BOUNDS)
+    for name in ("cu_seq_lens_k", "max_length_k"):
+        facts.pop(name)
+    facts |= {"cu_seqlens": cu_seqlens.to(torch.int32), "max_seqlen": int(longest)}
+    return _attend_of_module(module, q_BNSD, k_BKSD, v_BKSD, attention_mask, **facts)
+
+
 def _towers(model: PreTrainedModel, inner: list[PreTrainedModel]) -> list[PreTrainedModel]:
     """Those of the models inside that are beside the decoder of text, not in it and not around it."""
     decoder = model.get_decoder()
@@ -164,6 +187,12 @@ def _towers(model: PreTrainedModel, inner: list[PreTrainedModel]) -> list[PreTra
 def _reads_mask(tower: PreTrainedModel) -> bool:
     """Whether a tower is given, or makes, a mask."""
     return any("attention_mask" in inspect.getsource(inspect.unwrap(type(module).forward)) for module in _models(tower))
+
+
+def _tells_bounds(tower: PreTrainedModel) -> bool:
+    """Whether each attention module of a tower tells flash attention where media end."""
+    forwards = [inspect.getsource(type(module).forward) for module in tower.modules() if is_attention(module)]
+    return bool(forwards) and all(name in forward for forward in forwards for name in _BOUNDS)
 
 
 def _models(module: nn.Module) -> list[PreTrainedModel]:

@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from omni_models.experts import is_experts, per_expert
 from omni_models.linear import is_linear
+from omni_models.towers import EncoderPart
 
 _RECURRENT = (
     *("Mamba", "GatedDelta", "LinearAttention", "LightningAttention", "Rwkv", "xLSTM", "mLSTM", "KDA", "Rglru"),
@@ -73,7 +74,9 @@ def unsplittable(model: PreTrainedModel) -> tuple[str, ...]:
 
     A row of such a model cannot be packed, nor split between ranks.
     """
-    return tuple(sorted({type(module).__name__ for module in model.modules() if _is_recurrent(module)}))
+    # What encodes media for a composed model has no row before it.
+    apart = {inner for part in model.modules() if isinstance(part, EncoderPart) for inner in part.modules()}
+    return tuple(sorted({type(m).__name__ for m in model.modules() if m not in apart and _is_recurrent(m)}))
 
 
 def row_problems(model: PreTrainedModel, decoder: nn.Module) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
+from omni_models.adapters import fill_adapters_
+from omni_models.classes import without_adapters
 from omni_models.initial import fill_random_, init_subtree_, is_poison, poison_
 from omni_models.layout import Piece, Shape, canonical, find_overlap, find_pieces
 from omni_models.shares import local, own_slices
@@ -48,33 +50,36 @@ class Stored:
 
 
 @torch.no_grad()
-def fill_weights(model: M, source: str | Path | None, *, seed: int = 0) -> M:
+def fill_weights(model: M, source: str | Path | None, *, seed: int = 0, device: torch.device | str = "cpu") -> M:
     """The same model with every parameter and buffer set. Donates `model`.
 
     Random weights follow the model's own initialisation; each block draws from a seed of its own, so they are the same
     on every mesh. Weights of a directory are read slice by slice: a rank reads only what it holds, cast to the
-    parameter's dtype.
+    parameter's dtype. Adapters (`add_lora`) start anew, and what is around them is filled as if there were none.
 
     Args:
-        model: sharded or not; on "meta" it is given memory first, on the device of its mesh (the CPU if it has none).
+        model: sharded or not; on "meta" it is given memory first, on the device of its mesh, or on `device`.
         source: None for random weights; a directory of safetensors files; or a hub name, which is downloaded.
-        seed: of the random weights.
+        seed: of the random weights, and of adapters.
+        device: of a model that has no mesh, as that of a rank alone has none.
 
     Raises:
         ValueError: if weights are missing, left over, quantised or of another shape (all of them listed), or if the
             model's own initialisation leaves something unset.
     """
     if any(param.is_meta for param in model.parameters()):
-        model.to_empty(device=_home(model))
-        model.tie_weights()
+        model.to_empty(device=_home(model, device))
+        without_adapters(model).tie_weights()
     for buffer in model.buffers():
         poison_(buffer)
+    base = without_adapters(model)
     if source is None:
-        fill_random_(model, seed)
+        fill_random_(base, seed)
     else:
-        with _untouched(model):
-            init_subtree_(model, model._init_weights)
-        _fill_from_files_(model, source)
+        with _untouched(base):
+            init_subtree_(base, base._init_weights)
+        _fill_from_files_(base, source)
+    fill_adapters_(model, seed)
     if unset := [name for name, buffer in model.named_buffers() if is_poison(buffer)]:
         raise ValueError(f"transformers' initialisation of {model.config.model_type} leaves buffers unset: {unset}.")
     return model
@@ -132,6 +137,7 @@ def plan_weights(model: PreTrainedModel, source: str | Path) -> dict[str, tuple[
     Raises:
         ValueError: if there is no such source, or if its tensors are not those of this model (all of them listed).
     """
+    model = without_adapters(model)
     directory = Path(source) if Path(source).is_dir() else _download(str(source))
     name_of, prefix = canonical(model), f"{model.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in loadable(model).items()}
@@ -270,8 +276,10 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             del param._is_hf_initialized  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _home(model: nn.Module) -> torch.device:
-    """Where the parameters of `model` belong: this rank's device of their mesh, or the CPU."""
+def _home(model: nn.Module, device: torch.device | str) -> torch.device:
+    """Where the parameters of `model` belong: this rank's device of their mesh; `device` if they have none."""
     kinds = {param.device_mesh.device_type for param in model.parameters() if isinstance(param, DTensor)}
-    kind = next(iter(kinds), "cpu")
+    if not kinds:
+        return torch.device(device)
+    kind = kinds.pop()
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)

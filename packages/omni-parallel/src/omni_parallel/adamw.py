@@ -9,8 +9,8 @@ Moments may be in bf16: they are widened while they are read, and rounded by dic
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Never
 
 import torch
@@ -82,8 +82,9 @@ class AdamW(torch.optim.AdamW):
             for group in self.param_groups:
                 params = [param for param in group["params"] if param.grad is not None]
                 held = [_hold(param, self.state[param], numbers[param], keep_casts) for param in params]
-                update_by_kernel_([each for each in held if _is_fused(each, ferry)], group, scale, ferry)
-                if others := [each for each in held if not _is_fused(each, ferry)]:
+                fused = [_is_fused(each, ferry) for each in held]
+                update_by_kernel_(list(compress(held, fused)), group, scale, ferry)
+                if others := [each for each, is_fused in zip(held, fused, strict=True) if not is_fused]:
                     ferry.wait()  # Torch reads what is in memory of the host as it is.
                     ready = [each for each in others if each.is_ready]
                     # The rest one by one: what torch reads of them are copies.
@@ -142,20 +143,21 @@ def update_by_kernel_(held: Sequence[Held], group: Mapping[str, Any], scale: Ten
         return
     from omni_parallel import triton_adamw
 
+    here, away = ([own for own in held if ferry.holds(own.first) == is_away] for is_away in (False, True))
+    held = [*here, *away]
     steps = [own.throw.steps for own in held]
     # In a step that is skipped none is counted.
     counted = torch.ones_like(steps[0]) if scale is None else 1 - scale.isnan().to(steps[0].dtype)
     # A tensor for each: a single one for all would be read by the host, which would wait for the device.
     torch._foreach_add_(steps, [counted] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
     corrections = correct(steps, *group["betas"])
-    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-    for own, correction in zip(held, corrections, strict=True):
-        away = ferry.holds(own.first)
-        for piece in cut(own, ferry.most) if away else (own,):
-            moments = (piece.first, piece.second)
-            with ferry.carry(*moments, piece.param.device) if away else nullcontext(moments) as (first, second):
-                tensors = (piece.param, piece.grad, first, second, correction, piece.cast, scale, piece.throw)
-                triton_adamw.update_(*tensors, *settings)
+    settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    triton_adamw.update_(here, corrections[: len(here)], scale, **settings)
+    for i, own in enumerate(away, len(here)):
+        for piece in cut(own, ferry.most):
+            with ferry.carry(piece.first, piece.second, piece.param.device) as (first, second):
+                there = replace(piece, first=first, second=second)
+                triton_adamw.update_([there], corrections[i : i + 1], scale, **settings)
     # A kernel changes memory unseen by torch, which would take what a backward pass has kept of it for what it was.
     changed = [(own.param, own.first, own.second, own.cast) for own in held]
     increment_version([tensor for tensors in changed for tensor in tensors if tensor is not None])

@@ -10,13 +10,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from omni_mesh import Mesh
-from omni_parallel.casts import kept_cast
+from omni_parallel.alone import cast, compute_alone, forget_casts_
 from omni_parallel.narrow import NarrowSum, is_one_host
 from omni_parallel.plan import ParallelPlan, has_shared_experts
 
@@ -33,11 +32,7 @@ def shard_fsdp(
 ) -> M:
     """The same model with every parameter a DTensor on the params view of `mesh`. Donates `model`.
 
-    Each block of `plan.blocks` is gathered, used and freed as one unit, so is `plan.head`; what is left is the unit
-    around them. The head, whose backward pass follows at once, and the unit around are not freed between.
-    Experts that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they
-    come in.
-    Where each expert is on one rank alone, there is nothing to gather or to sum: see `apply_cast`.
+    Of a rank that is alone in the world parameters stay plain tensors, on its device: see `omni_parallel.alone`.
 
     Args:
         model: on any device, also "meta"; its parameters keep their dtype as the master copy.
@@ -49,6 +44,22 @@ def shard_fsdp(
 
     Raises:
         ValueError: if experts were not spread by `apply_ep`.
+    """
+    if mesh.spec.world == 1:
+        return compute_alone(_bring(model, mesh), param_dtype)
+    return shard_units(model, mesh, plan, param_dtype=param_dtype, reduce_dtype=reduce_dtype)
+
+
+def shard_units(
+    model: M, mesh: Mesh, plan: ParallelPlan, *, param_dtype: torch.dtype, reduce_dtype: torch.dtype = torch.float32
+) -> M:
+    """`shard_fsdp` on any number of ranks, also on one. Donates `model`.
+
+    Each block of `plan.blocks` is gathered, used and freed as one unit, so is `plan.head`; what is left is the unit
+    around them. The head, whose backward pass follows at once, and the unit around are not freed between.
+    Experts that `apply_ep` has spread are units of their own, on the experts view; their inputs keep the dtype they
+    come in.
+    Where each expert is on one rank alone, there is nothing to gather or to sum: see `apply_cast`.
     """
     dense = mesh.params["replicate", "fsdp"] if mesh.spec.replicate > 1 else mesh.params["fsdp"]
     sparse = mesh.experts["replicate", "efsdp"] if mesh.spec.replicate > 1 else mesh.experts["efsdp"]
@@ -86,6 +97,17 @@ def reshard(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+        forget_casts_(module)
+    return model
+
+
+def _bring(model: M, mesh: Mesh) -> M:
+    """The same model with all that is not on "meta" on this rank's device, as FSDP2 would have it. Donates `model`."""
+    kind = mesh.params.device_type
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
     return model
 
 
@@ -111,9 +133,7 @@ def apply_cast(module: M, dtype: torch.dtype) -> M:
     def show(module: nn.Module, args: object) -> None:
         # Found before the parameters of the same names, which stay what they are.
         own: dict[str, Any] = {name: module._parameters[name] for name in names}
-        vars(module).update(
-            {n: param if param.dtype == dtype else _Cast.apply(param, dtype) for n, param in own.items()}
-        )
+        vars(module).update({n: param if param.dtype == dtype else cast([param], dtype)[0] for n, param in own.items()})
 
     def hide(module: nn.Module, args: object, output: object) -> None:
         for name in names:
@@ -122,26 +142,6 @@ def apply_cast(module: M, dtype: torch.dtype) -> M:
     module.register_forward_pre_hook(show)
     module.register_forward_hook(hide, always_call=True)
     return module
-
-
-class _Cast(torch.autograd.Function):
-    """A parameter in another dtype, in which its gradient comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, param: nn.Parameter, dtype: torch.dtype) -> Tensor:
-        ctx.param = param
-        if param.requires_grad:
-            param.grad_dtype = None  # Any will do.
-        kept = kept_cast(param)
-        return param.to(dtype) if kept is None or kept.dtype != dtype else kept.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        before = ctx.param.grad
-        if before is not None and before.dtype != ctx.param.dtype:
-            ctx.param.grad = before.to(ctx.param.dtype)
-        return grads[0], None
 
 
 def unit_order(blocks: tuple[str, ...], experts: tuple[str, ...]) -> list[list[str]]:

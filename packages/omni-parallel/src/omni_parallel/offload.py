@@ -49,7 +49,7 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
         block = model.get_submodule(name)
         experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
         begin = partial(depot.open, first=name == plan.offload[0])
-        put = partial(_put, depot, experts)
+        put = partial(_put, depot, list(block.modules()), experts)
         block.forward = partial(_offloaded, begin, (put, depot.get), block.forward)
     return model
 
@@ -64,8 +64,8 @@ def _offloaded(
         return forward(*args, **kwargs)
 
 
-def _put(depot: "Depot", experts: list[nn.Module], x: Tensor) -> "Tensor | Away":
-    return x if type(x) is not Tensor or _is_weight(x, experts) else depot.put(x)
+def _put(depot: "Depot", modules: list[nn.Module], experts: list[nn.Module], x: Tensor) -> "Tensor | Away":
+    return x if type(x) is not Tensor or _is_weight(x, modules, experts) else depot.put(x)
 
 
 @dataclass(slots=True)
@@ -249,14 +249,17 @@ def _is_worth(x: Tensor, smallest: int) -> bool:
     return own and type(x) is Tensor and x.nbytes >= smallest and _is_dense(x)
 
 
-def _is_weight(x: Tensor, experts: list[nn.Module]) -> bool:
-    """Whether `x` lies in memory of a parameter of `experts`, or of what stands for one in their calls.
+def _is_weight(x: Tensor, modules: list[nn.Module], experts: list[nn.Module]) -> bool:
+    """Whether `x` lies in memory of a parameter of `experts`, or of what stands for one of `modules` in calls.
 
-    These are DTensors, also where they are gathered, and casts, so that what is saved is plain and no parameter's view.
-    Memory of gathered ones is freed with the call, before a copy of it is sure to be made.
+    Those of experts are DTensors, also where they are gathered; others are casts. What is saved of both is plain and no
+    parameter's view. Memory of gathered ones is freed with the call, before a copy of it is sure to be made.
     """
-    shown = (vars(module).get(name, param) for module in experts for name, param in module._parameters.items())
-    places = {local(weight).untyped_storage().data_ptr() for weight in shown if isinstance(weight, Tensor)}
+    shown = [
+        (module, vars(module).get(name, param)) for module in modules for name, param in module._parameters.items()
+    ]
+    weights = [w for module, w in shown if w is not None and (module in experts or not isinstance(w, nn.Parameter))]
+    places = {local(weight).untyped_storage().data_ptr() for weight in weights}
     return x.untyped_storage().data_ptr() in places - {0}
 
 

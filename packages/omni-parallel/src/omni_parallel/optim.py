@@ -4,9 +4,10 @@ The state is one frozen record. The model and the optimizer in it are handles: `
 returns the next record, so a state that was passed on must not be used again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +17,9 @@ from omni_parallel.adamw import AdamW
 from omni_parallel.casts import drop_cast_
 from omni_parallel.ferry import Ferry
 from omni_parallel.fsdp import reshard
+from omni_parallel.optim_config import OptimConfig
 from omni_parallel.schedules import Schedule
 
-
-@dataclass(frozen=True, slots=True)
-class AdamWConfig:
-    """AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) and gradient clipping."""
-
-    lr: float = 1e-3
-    """Learning rate at the peak of the schedule."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moments."""
-    eps: float = 1e-8
-    """Added to the square root of the second moment."""
-    weight_decay: float = 0.1
-    """Decay of matrices; vectors (norms, biases) do not decay."""
-    max_norm: float = 1.0
-    """Largest global gradient norm; inf turns clipping off."""
-    state_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of both moments. bfloat16: 4 bytes a parameter less; what changes them is computed in float32, and rounded up or
-    down by dice, so that it is right on average. Dice depend on step, parameter and place on its rank alone: a run that
-    goes on throws them as if it had never stopped; one on another mesh throws others."""
-    offload: bool = False
-    """Hold both moments in pinned memory of the host, from where they come in pieces when parameters are updated. Frees
-    8 bytes a parameter on the GPU (4 in bfloat16); tensors under 1 MiB stay; not on a CPU. An update takes as long as
-    the link to the host needs for them."""
-
-
-OptimConfig = AdamWConfig
 _DTYPES: Final = ("float32", "bfloat16")
 
 
@@ -65,21 +41,47 @@ def check_optim(config: OptimConfig) -> None:
         (config.eps > 0, f"eps={config.eps}: must be positive."),
         (config.weight_decay >= 0, f"weight_decay={config.weight_decay}: must be at least 0."),
         (config.max_norm > 0, f"max_norm={config.max_norm}: must be positive; inf turns clipping off."),
+        *((scale >= 0, f"lr_scale of {name}={scale}: must be at least 0.") for name, scale in config.lr_scale),
         (config.state_dtype in _DTYPES, f"state_dtype={config.state_dtype}: must be {' or '.join(_DTYPES)}."),
     ]
     if problems := [message for holds, message in rules if not holds]:
         raise ValueError("these optimizer settings cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def group_params(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: matrices decay, vectors do not; parameters of different meshes stay apart. Pure."""
+def scale_rates(model: nn.Module, lr_scale: Sequence[tuple[str, float]]) -> dict[nn.Parameter, float]:
+    """What the learning rate of each parameter is multiplied by, if that is not one. Pure.
+
+    Args:
+        model: sharded or not.
+        lr_scale: of modules, or parameters, by name.
+
+    Raises:
+        ValueError: if `model` has none of such a name, with all of them.
+    """
+    names = {*dict(model.named_modules()), *dict(model.named_parameters())}
+    if unknown := [name for name, _ in lr_scale if name not in names]:
+        raise ValueError(f"lr_scale: {type(model).__name__} has no module {', '.join(unknown)}.")
+    scales = sorted(lr_scale, key=lambda each: len(each[0]))
+    found = {
+        param: [scale for module, scale in scales if not module or f"{name}.".startswith(f"{module}.")]
+        for name, param in model.named_parameters()
+    }
+    return {param: own[-1] for param, own in found.items() if own and own[-1] != 1}
+
+
+def group_params(
+    params: Iterable[nn.Parameter], weight_decay: float, scales: Mapping[nn.Parameter, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices decay, vectors do not; parameters of different meshes, and of different
+    `scales` of the learning rate, stay apart. Pure."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for param in params:
         if param.requires_grad:
             mesh = param.device_mesh if isinstance(param, DTensor) else None
-            groups.setdefault((param.ndim >= 2, mesh), []).append(param)
+            groups.setdefault((param.ndim >= 2, mesh, scales.get(param, 1.0)), []).append(param)
     return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0} for (decays, _), members in groups.items()
+        {"params": members, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for (decays, _, scale), members in groups.items()
     ]
 
 
@@ -90,11 +92,12 @@ def init_state(model: nn.Module, config: OptimConfig) -> TrainState:
     if they are not to be narrower.
 
     Raises:
-        ValueError: if a setting is out of its range, all at once; if a parameter that is trained is not wider than
-            moments are to be; or if the host has not enough memory to pin for moments.
+        ValueError: if a setting is out of its range, all at once; if a module of `lr_scale` is not there; if a
+            parameter that is trained is not wider than moments are to be; or if the host has not enough memory to pin
+            for moments.
     """
     check_optim(config)
-    groups = group_params(model.parameters(), config.weight_decay)
+    groups = group_params(model.parameters(), config.weight_decay, scale_rates(model, config.lr_scale))
     dtype = None if config.state_dtype == "float32" else torch.bfloat16
     narrow = [name for name, param in model.named_parameters() if param.requires_grad and param.dtype != torch.float32]
     if dtype and narrow:
@@ -123,18 +126,22 @@ def update(
     """
     reshard(state.model)  # What an evaluation has gathered would be what parameters were.
     for group in state.optimizer.param_groups:
-        group["lr"] = schedule(state.step)
+        group["lr"] = schedule(state.step) * group["lr_scale"]
     state.optimizer.step(scale=scale, keep_casts=keep_casts)
     state.optimizer.zero_grad(set_to_none=True)
     return replace(state, step=state.step + 1)
 
 
-def state_tree(state: TrainState) -> dict[str, Any]:
+def state_tree(state: TrainState, *, frozen: bool = True) -> dict[str, Any]:
     """`state` as nested dicts of tensors and one int: what a checkpoint holds. Shares memory with `state`.
 
     `{"step": int, "model": {name: tensor}, "optimizer": {"exp_avg": {name: tensor}, ...}}`. A tied parameter appears
     once, under its first name; persistent buffers are in "model". Moments are where they are held, and as narrow; it is
     waited for those that are on their way to memory of the host.
+
+    Args:
+        state: of a model on the mesh.
+        frozen: whether what is not trained is in it, parameters and buffers: who leaves it out has it from elsewhere.
     """
     reshard(state.model)  # An evaluation may have left parameters gathered.
     state.optimizer.settle()
@@ -145,12 +152,15 @@ def state_tree(state: TrainState) -> dict[str, Any]:
     for param, entries in state.optimizer.state.items():
         for key, value in entries.items():
             moments.setdefault(key, {})[names[param]] = value  # pyright: ignore[reportArgumentType]
-    return {"step": state.step, "model": named_tensors(state.model), "optimizer": moments}
+    return {"step": state.step, "model": named_tensors(state.model, frozen=frozen), "optimizer": moments}
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of `model`, by name: each parameter once, then the persistent buffers. Shares memory."""
+def named_tensors(model: nn.Module, *, frozen: bool = True) -> dict[str, Tensor]:
+    """What a checkpoint holds of `model`, by name: each parameter once, then the persistent buffers; if not `frozen`,
+    parameters that are trained, and nothing else. Shares memory."""
     params: dict[str, Tensor] = dict(model.named_parameters())
+    if not frozen:
+        return {name: param for name, param in params.items() if param.requires_grad}
     # Tied parameters have several names in a state dict; buffers that are not persistent have none.
     tied = {id(param) for param in params.values()}
     buffers = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in tied}
@@ -158,16 +168,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_state(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
+def restore_state(state: TrainState, tree: Mapping[str, Any], *, frozen: bool = True) -> TrainState:
     """The state that `tree` describes, in the memory of `state`. Donates `state`.
 
     A tree that was filled in place (it shares its tensors with `state`) costs nothing; others are copied in, in the
-    dtype of `state`.
+    dtype of `state`. If not `frozen`, what is not trained stays as it is.
 
     Raises:
         ValueError: if a name of `state` is not in `tree`, all of them listed.
     """
-    own = state_tree(state)
+    own = state_tree(state, frozen=frozen)
     pairs = [
         (f"{part}.{name}", tensor, found.get(name))
         for part, ours, found in (

@@ -31,7 +31,7 @@ from omni_mesh.relay import Relay, Stopped, one_interrupt, relay_signals
 from omni_mesh.shield import no_child_left, quiet, shielded
 from omni_mesh.signals import LEAVE, SAVE, ignore_saves
 from omni_mesh.spec import MeshConfig, ranks_asked
-from omni_mesh.world import world_size
+from omni_mesh.started import world_size
 
 C = TypeVar("C")
 

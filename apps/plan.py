@@ -1,0 +1,34 @@
+"""Plan a training run without a GPU: whether it fits, what a rank holds, what a step sends, how long it takes and why,
+and which meshes would be faster.
+
+    uv run apps/plan.py --model qwen3-8b --gpus 64 --gpu h200 --seq-len 8192 --batch 512
+    uv run apps/plan.py --model qwen3-30b-a3b --gpus 64 --seq-len 8192 --batch 512 --ep 8 --micro 1
+    uv run apps/plan.py --model deepseek-v3 --gpus 1024 --seq-len 4096 --batch 4096 --html plan.html
+    uv run apps/plan.py --model my/directory --gpus 8 --json
+
+It takes the flags of apps/pretrain.py, of any model that it trains. The blocks of the model are run on torch's meta
+device, where tensors have shapes and no memory. docs/plan.md says how far predictions are from what was measured.
+"""
+
+import json
+import sys
+
+from forecast import as_json, forecast
+from page import make_page
+from picture import tell_forecast
+from preflight import run
+from subject import TOLD, Config, read_subject
+
+
+def main(asked: Config) -> None:
+    """Tell how the run would go. Effect: prints, and writes a page if asked to."""
+    told = forecast(read_subject(asked))
+    print(json.dumps(as_json(told), indent=2) if asked.json else tell_forecast(told), flush=True)
+    if asked.html:
+        asked.html.parent.mkdir(parents=True, exist_ok=True)
+        asked.html.write_text(make_page(told))
+        print(f"page      {asked.html}", file=sys.stderr if asked.json else sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__, told=TOLD)
