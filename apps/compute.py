@@ -63,9 +63,9 @@ def choose_compute(
             "recompute keep=attention keeps what attention kernels give, and eager attention is no kernel: "
             "choose another --attention, or keep matmuls or nothing."
         )
-    if config.recompute.keep != "nothing" and attention == "flex":
+    if config.recompute.kept and attention == "flex":
         problems.append(
-            f"recompute keep={config.recompute.keep} watches each operator, and torch compiles nothing that is "
+            f"recompute {config.recompute.kept} watches each operator, and torch compiles nothing that is "
             "watched, as flex attention has to be: choose another --attention, or keep nothing."
         )
     problems += attention_problems(model, attention, device, dtype, images=images) + loss_problems(model, loss)

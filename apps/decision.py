@@ -89,6 +89,7 @@ class Decision:
         chunks = self.plan.sp_chunks
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
         but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
+        but += f" and in {len(self.plan.keep_matmuls)} of matrix products" if self.plan.keep_matmuls else ""
         away = f", what {len(self.plan.offload)} keep in memory of the host" if self.plan.offload else ""
         tiled = len(self.plan.tiled)
         tiles = f", {tiled} feed-forward modules in tiles of {self.plan.tile} tokens" if tiled else ""

@@ -40,6 +40,8 @@ class Choice:
             told.append(f"--recompute.every {self.recompute.every}")
         if self.recompute.keep != "nothing":
             told.append(f"--recompute.keep {self.recompute.keep}")
+        if self.recompute.matmuls:
+            told.append(f"--recompute.matmuls {self.recompute.matmuls}")
         told.append(f"--keep-gathered {self.keep_gathered}")
         return " ".join([*told, *(["--offload"] if self.offload else [])])
 
@@ -85,10 +87,10 @@ class Theatre:
                 self.seen[key] = between(few, many, tokens)
             return self.seen[key]
         every, keep = choice.recompute.every, choice.recompute.keep
-        if every > 1:
-            some, none = (replace(choice, recompute=RecomputeConfig(n, keep if n else "nothing")) for n in (1, 0))
-            pairs = zip(*(self.rehearse(spec, each, tokens).blocks for each in (some, none)), strict=True)
-            return Rehearsal(tokens, tuple(a if i % every == 0 else b for i, (a, b) in enumerate(pairs)))
+        if every > 1 or choice.recompute.matmuls:
+            hows = choice.recompute.of_blocks(len(self.subject.facts.blocks))
+            of_how = {how: self.rehearse(spec, replace(choice, recompute=how), tokens).blocks for how in {*hows}}
+            return Rehearsal(tokens, tuple(of_how[how][i] for i, how in enumerate(hows)))
         key = (spec.sp, spec.ep, every, keep, tokens)
         if key not in self.seen:
             run = self.subject.asked.run

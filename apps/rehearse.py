@@ -209,6 +209,7 @@ def _of_stage(plan: ParallelPlan, stage: Stage) -> ParallelPlan:
         blocks=there(plan.blocks),
         recompute=there(plan.recompute),
         keep=plan.keep,
+        keep_matmuls=there(plan.keep_matmuls),
         tiled=there(plan.tiled),
         tile=plan.tile,
     )

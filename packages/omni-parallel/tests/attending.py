@@ -93,8 +93,8 @@ def make_attention_toy(kind: str = "sdpa") -> Toy:
     return model.train()
 
 
-def plan_keep(keep: str, every: int = 1) -> ParallelPlan:
-    return plan_parallel(make_toy(), MeshSpec(), recompute=RecomputeConfig(every, keep))
+def plan_keep(keep: str, every: int = 1, matmuls: int = 0) -> ParallelPlan:
+    return plan_parallel(make_toy(), MeshSpec(), recompute=RecomputeConfig(every, keep, matmuls))
 
 
 def assert_same(plain: dict[str, Tensor], again: dict[str, Tensor]) -> None:

@@ -10,8 +10,9 @@ from attending import KEEPS, RUNS, assert_same, attend, make_attention_toy, plan
 from torch import Tensor, nn
 from toy import Block, Count, gradients, make_batch, make_toy, plan_toy
 
+from omni_mesh import MeshSpec
 from omni_mesh.mesh import Mesh
-from omni_parallel import recompute_blocks
+from omni_parallel import RecomputeConfig, plan_parallel, recompute_blocks
 from omni_parallel.fsdp import shard_units
 
 ATTENTION, MATMUL = "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"
@@ -41,6 +42,30 @@ def test_what_is_kept_runs_once_and_the_rest_twice(keep: str, attentions: int, m
     assert once.runs[MATMUL] == 3 + 2  # The embedding and the head are no blocks.
     assert count.runs[MATMUL] == 3 * matmuls + 2
     assert count.runs["aten::tanh"] == 6
+
+
+@pytest.mark.parametrize("some", [1, 2, 3])
+def test_so_many_of_the_last_blocks_run_their_products_once(some: int) -> None:
+    plain = gradients(make_attention_toy(), make_batch())
+    with Count() as count:
+        again = gradients(recompute_blocks(make_attention_toy(), plan_keep("attention", matmuls=some)), make_batch())
+    assert_same(plain, again)
+    assert count.runs[ATTENTION] == 3
+    assert count.runs[MATMUL] == 2 * 3 - some + 2
+
+
+def test_blocks_that_keep_products_hold_them_where_they_are() -> None:
+    facts = make_toy()
+    recompute = RecomputeConfig(1, "attention", matmuls=2)
+    plan = plan_parallel(facts, MeshSpec(), recompute=recompute, offload=True)
+    assert plan.keep_matmuls == facts.blocks[-2:]
+    assert plan.offload == facts.blocks[:-2]
+
+
+@pytest.mark.parametrize(("keep", "every", "some"), [("attention", 1, 4), ("attention", 2, 3), ("matmuls", 1, 1)])
+def test_blocks_that_keep_products_are_among_those_that_are_recomputed(keep: str, every: int, some: int) -> None:
+    with pytest.raises(ValueError, match=f"recompute matmuls={some} are the last so many of the"):
+        plan_keep(keep, every, some)
 
 
 @pytest.mark.parametrize("kind", ["operator", "overload"])

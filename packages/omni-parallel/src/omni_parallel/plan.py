@@ -24,6 +24,28 @@ class RecomputeConfig:
     """What a recomputed block keeps all the same, beside its inputs: the outputs of attention kernels, which then never
     run twice, or those and the outputs of matrix products. Each holds more memory than the one before, for less work.
     """
+    matmuls: int = 0
+    """Of these blocks the last so many keep the outputs of matrix products, whatever `keep` says of the others: for what
+    memory is left."""
+
+    @property
+    def kept(self) -> str:
+        """What has operators watched, to know what to keep, as it was asked for; "" if nothing does."""
+        own = "" if self.keep == "nothing" else f"keep={self.keep}"
+        return f"matmuls={self.matmuls}" if self.matmuls else own
+
+    def of_blocks(self, count: int) -> tuple["RecomputeConfig", ...]:
+        """The same for each of so many blocks alone. Pure.
+
+        >>> [(block.every, block.keep) for block in RecomputeConfig(2, "attention", 1).of_blocks(4)]
+        [(1, 'attention'), (0, 'nothing'), (1, 'matmuls'), (0, 'nothing')]
+        """
+        chosen = range(count)[:: self.every] if self.every else range(0)
+        more = chosen[max(0, len(chosen) - self.matmuls) :]
+        return tuple(
+            RecomputeConfig(1, "matmuls" if i in more else self.keep) if i in chosen else RecomputeConfig()
+            for i in range(count)
+        )
 
 
 _ATTENTION = (
@@ -60,6 +82,8 @@ class ParallelPlan:
     """Blocks whose activations are computed again in the backward pass."""
     keep: tuple[str, ...] = ()
     """Operators, by qualified name, whose outputs those blocks keep all the same."""
+    keep_matmuls: tuple[str, ...] = ()
+    """Those of them that keep the outputs of matrix products too."""
     offload: tuple[str, ...] = ()
     """Blocks that hold in memory of the host what they keep for the backward pass."""
     reshard_after_forward: bool = True
@@ -109,7 +133,8 @@ def plan_parallel(
         sp_chunks: parts of the heads of a sequence rank, which overlap; 1 for no overlap.
         keep_gathered: keep gathered parameters from the forward pass to the backward pass (ZeRO-2), where ranks share
             them.
-        offload: hold activations in memory of the host; not those of the last block, whose backward pass is next.
+        offload: hold activations in memory of the host; not those of the last block, whose backward pass is next, and
+            not of blocks that keep products by `recompute.matmuls`: of these copies would take longer than the blocks.
         tile: tokens that feed-forward modules take at a time; 0 for all at once.
         compile: compile blocks, but for what is tiled, and for what calls experts, whose work depends on choices.
         encoders: spread media over ranks, see `omni_parallel.apply_encoders`.
@@ -154,20 +179,30 @@ def plan_parallel(
         problems.append(f"recompute keep={recompute.keep!r}: use one of {', '.join(KEPT)}.")
     elif recompute.keep != "nothing" and recompute.every == 0:
         problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
+    recomputed = [block.every for block in recompute.of_blocks(len(facts.blocks))].count(1)
+    if recompute.matmuls and (recompute.keep == "matmuls" or not 0 < recompute.matmuls <= recomputed):
+        problems.append(
+            f"recompute matmuls={recompute.matmuls} are the last so many of the {recomputed} blocks that are recomputed "
+            f"by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number of blocks, "
+            "and keep attention or nothing; or 0."
+        )
     problems += _tile_problems(facts, recompute, tile) if tile else []
     problems += _compile_problems(facts, recompute, offload=offload) if compile else []
     if not facts.blocks:
         problems.append("the model names no repeated blocks (_no_split_modules), so there is nothing to shard by.")
     if problems:
         raise ValueError("this plan cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+    each = tuple(zip(facts.blocks, recompute.of_blocks(len(facts.blocks)), strict=True))
+    keep_matmuls = tuple(name for name, how in each if recompute.matmuls and how.keep == "matmuls")
     tiled = facts.mlps if tile else ()
     callers = _find_callers(facts) if compile else ()
     return ParallelPlan(
         blocks=facts.blocks,
         head=facts.head,
-        recompute=facts.blocks[:: recompute.every] if recompute.every else (),
+        recompute=tuple(name for name, how in each if how.every),
         keep=KEPT[recompute.keep],
-        offload=facts.blocks[:-1] if offload else (),
+        keep_matmuls=keep_matmuls,
+        offload=tuple(name for name in facts.blocks[:-1] if name not in keep_matmuls) if offload else (),
         reshard_after_forward=spec.fsdp > 1 and not keep_gathered,
         decoder=facts.decoder,
         door="" if encoders else facts.decoder,
@@ -198,9 +233,9 @@ def _compile_problems(facts: ModelFacts, recompute: RecomputeConfig, *, offload:
     problems = []
     if facts.blocks and set(facts.blocks) <= set(_find_callers(facts)):
         problems.append("compile: each block calls its experts itself, so there is nothing to compile: leave it out.")
-    if recompute.keep != "nothing":
+    if recompute.kept:
         problems.append(
-            f"compile with recompute keep={recompute.keep}: to know what to keep, each operator is watched, and torch "
+            f"compile with recompute {recompute.kept}: to know what to keep, each operator is watched, and torch "
             "compiles nothing that is watched. Keep nothing, or do not compile."
         )
     if offload:
@@ -221,9 +256,9 @@ def _tile_problems(facts: ModelFacts, recompute: RecomputeConfig, tile: int) -> 
             f"tile={tile}, but no module in the blocks is known to be a feed-forward that treats each token alone and "
             "draws no random numbers; experts that are chosen are none: leave tile at 0."
         )
-    if recompute.keep == "matmuls":
+    if recompute.keep == "matmuls" or recompute.matmuls:
         problems.append(
-            f"recompute keep=matmuls would keep what tiles of {tile} tokens are there to forget: keep attention or "
+            f"recompute {recompute.kept} would keep what tiles of {tile} tokens are there to forget: keep attention or "
             "nothing, or leave tile at 0."
         )
     return problems

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from omni_parallel.ep import remember_travels
-from omni_parallel.plan import ParallelPlan
+from omni_parallel.plan import KEPT, ParallelPlan
 
 M = TypeVar("M", bound=nn.Module)
 Opens = Callable[[], AbstractContextManager[Any]]
@@ -33,7 +33,8 @@ Opens = Callable[[], AbstractContextManager[Any]]
 
 def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     """The same model, keeping only the inputs of each block in `plan.recompute`, and in those the outputs of the
-    operators in `plan.keep`, wherever in the block they are called. Donates `model`.
+    operators in `plan.keep`, wherever in the block they are called; in those of `plan.keep_matmuls` also of matrix
+    products. Donates `model`.
 
     Names of modules and parameters stay. Numbers stay too: the random state of each block is kept and put back, so
     dropout draws the same mask twice. Apply it before `shard_fsdp`, whose hooks then run around the recomputation.
@@ -41,7 +42,8 @@ def recompute_blocks(model: M, plan: ParallelPlan) -> M:
     for name in plan.recompute:
         block = model.get_submodule(name)
         experts = [model.get_submodule(part) for part in plan.experts if part.startswith(f"{name}.")]
-        block.forward = partial(_recomputed, block.forward, frozenset(plan.keep), experts)
+        keep = KEPT["matmuls"] if name in plan.keep_matmuls else plan.keep
+        block.forward = partial(_recomputed, block.forward, frozenset(keep), experts)
     return model
 
 
