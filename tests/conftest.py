@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,16 +19,42 @@ plan startup workflow soak kills examples sft requests redact lora settings mome
 """Files that take longest: they come first, so that none of them is left alone at the end."""
 
 
+EVERY_RUN = {
+    "test_every_cut_equals_plain_transformers_on_one_rank": r"tiny-|ep \d|-(shard 2, microbatches of 2|sp 2)]",
+    "test_a_type_equals_plain_transformers_or_says_why_not": r"\[(deepseek_v[23]|gemma3_text|glm4_moe|gpt_oss|jamba|"
+    r"llama|llama4_text|mamba2|mixtral|modernbert-decoder|phi3|qwen[23]|qwen3_moe|qwen3_next)]",
+    "test_loss_and_every_gradient_equal_plain_transformers_on_one_rank": r"-4]",
+    "test_every_mesh_equals_plain_transformers_on_one_rank": "deepseek_v3|gpt_oss|mixtral|qwen3_moe|qwen3_vl_moe",
+    "test_a_run_that_is_started_again_is_the_unbroken_run": "by torchrun",
+    "test_a_rank_that_is_frozen_is_named_and_ends_the_run": "before a step|in a prune",
+    "test_a_rank_that_sleeps_or_stops_is_named_and_the_others_end": "stop]",
+    "test_gradients_are_those_of_blocks_that_are_not_compiled": "True-1|False-0",
+    "test_casts_of_a_rank_alone_are_compiled_for_as_often_as_parameters_are": "1]",
+    "test_idle_ranks_and_more_experts_than_tokens_are_exact_and_never_hang": "all tokens to one|more experts",
+    "test_the_balance_loss_is_that_of_plain_transformers_over_all_tokens": "deepseek_v3|qwen3_moe",
+    "test_a_run_goes_from_mesh_to_mesh": r"\[(one rank|replicate 2 x shard 2) >",
+}
+"""Of long tables the rows that every run has, by the name of the test; others are marked thorough."""
+
+
 def pytest_configure() -> None:
-    """One thread a process, of those too that tests start: many share the cores, and threads that wait, spin."""
+    """One thread a process, of those too that tests start: many share the cores, and threads that wait, spin. A signal
+    that is ignored here would be in all that tests start, and no script can change that."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first; tests of a GPU are skipped where there is none."""
+    """Long files come first; rows of tables that not every run has are marked; tests of a GPU are skipped where there
+    is none."""
     place = {f"test_{name}.py": place for place, name in enumerate(LONG.split())}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    for item in items:
+        name, _, row = item.name.partition("[")
+        if name in EVERY_RUN and not re.search(EVERY_RUN[name], f"[{row}"):
+            item.add_marker(pytest.mark.thorough)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -49,10 +76,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def saves() -> Iterator[None]:
-    """A run in this process may ignore SIGUSR1; what a later test starts must be able to heed it."""
-    before = signal.getsignal(signal.SIGUSR1)
+    """A run in this process may ignore SIGUSR1, one of a fixture too; what a test starts must be able to heed it."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGUSR1, before)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

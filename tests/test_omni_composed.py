@@ -297,12 +297,26 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder / "merged"
 
 
+def test_a_merged_model_answers_in_a_fresh_process(one: tuple[omni.Config, Metrics], tmp_path: Path) -> None:
+    """What it says after four steps is no word, but is the same there."""
+    merged = tmp_path / "merged"
+    merge.main(merge.Config(run=one[0].run.out, to=merged))
+    Image.fromarray(draw_shape("red", "circle", 2, 3)).save(tmp_path / "red-circle.png")
+    config = read_config(str(merged))
+    assert isinstance(config, OmniConfig)
+    here = load_asked(merged, config, "cpu")("What is this?", [tmp_path / "red-circle.png"], most=12).text
+    words = ("--image", "red-circle.png", "--prompt", "What is this?", "--tokens", "12")
+    there = run_script(ROOT / "apps" / "infer.py", str(merged), *words, folder=tmp_path)
+    assert (there.returncode, there.stdout) == (0, f"{here}\n"), there
+
+
+@pytest.mark.thorough
 def test_a_merged_model_says_what_it_sees_and_draws_in_a_fresh_process(learnt: Path, tmp_path: Path) -> None:
     Image.fromarray(draw_shape("red", "circle", 2, 3)).save(tmp_path / "red-circle.png")
     asks = [sys.executable, "-W", "error", str(ROOT / "apps" / "infer.py"), str(learnt)]
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*asks, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run([*asks, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
 
     said = ask("--image", "red-circle.png", "--prompt", "What is this?")
     assert said.returncode == 0 and re.fullmatch(r"A red (circle|square|triangle)\.\n", said.stdout), said
@@ -314,6 +328,7 @@ def test_a_merged_model_says_what_it_sees_and_draws_in_a_fresh_process(learnt: P
     assert none.returncode and "--draw none.png: the model drew nothing, but answered in words: A red" in none.stderr
 
 
+@pytest.mark.thorough
 def test_what_was_held_out_is_seen_and_drawn(learnt: Path, tmp_path: Path) -> None:
     config = read_config(str(learnt))
     assert isinstance(config, OmniConfig)

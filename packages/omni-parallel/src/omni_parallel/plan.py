@@ -25,8 +25,8 @@ class RecomputeConfig:
     run twice, or those and the outputs of matrix products. Each holds more memory than the one before, for less work.
     """
     matmuls: int = 0
-    """Of these blocks the last so many keep the outputs of matrix products, whatever `keep` says of the others: for what
-    memory is left."""
+    """Of these blocks the last so many keep the outputs of matrix products, whatever `keep` says of the others: for
+    what memory is left."""
 
     @property
     def kept(self) -> str:
@@ -182,9 +182,9 @@ def plan_parallel(
     recomputed = [block.every for block in recompute.of_blocks(len(facts.blocks))].count(1)
     if recompute.matmuls and (recompute.keep == "matmuls" or not 0 < recompute.matmuls <= recomputed):
         problems.append(
-            f"recompute matmuls={recompute.matmuls} are the last so many of the {recomputed} blocks that are recomputed "
-            f"by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number of blocks, "
-            "and keep attention or nothing; or 0."
+            f"recompute matmuls={recompute.matmuls} are the last so many of the {recomputed} blocks that are "
+            f"recomputed by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number of "
+            "blocks, and keep attention or nothing; or 0."
         )
     problems += _tile_problems(facts, recompute, tile) if tile else []
     problems += _compile_problems(facts, recompute, offload=offload) if compile else []
