@@ -183,8 +183,8 @@ def plan_parallel(
     if recompute.matmuls and (recompute.keep == "matmuls" or not 0 < recompute.matmuls <= recomputed):
         problems.append(
             f"recompute matmuls={recompute.matmuls} are the last so many of the {recomputed} blocks that are "
-            f"recomputed by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number of "
-            "blocks, and keep attention or nothing; or 0."
+            f"recomputed by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number "
+            "of blocks, and keep attention or nothing; or 0."
         )
     problems += _tile_problems(facts, recompute, tile) if tile else []
     problems += _compile_problems(facts, recompute, offload=offload) if compile else []
