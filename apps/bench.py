@@ -45,6 +45,7 @@ from step import (
     rebalance_,
     scale_or_skip,
     seed_all_,
+    short_turns,
     take_steps,
 )
 from timeline import Timeline, read_timeline, tell_timeline
@@ -67,6 +68,7 @@ def main(asked: Config, place: Callable[[RunConfig, Decision, Mesh], PreTrainedM
         join_world(device=run.device, timeout_s=START_S + MARGIN_S) as world,
         watch_stalls(world, START_S) as dog,
         rare_collections() as collect_at,
+        short_turns(),
     ):
         # Place, on machines of which it is known what they can do.
         config, chief = replace(config, out=Path(folder)), world.rank == 0

@@ -42,6 +42,7 @@ from step import (
     rebalance_,
     scale_or_skip,
     seed_all_,
+    short_turns,
     take_steps,
 )
 from tracking import tracking
@@ -76,6 +77,7 @@ def train(config: Config, run: Decision, *, asked: object, app: str = "pretrain"
         heed_signals() as requests,
         Keeper(config, run.order, world, dog.allowing) as keeper,
         rare_collections() as collect_at,
+        short_turns(),
     ):
         found = choose_checkpoint(config.checkpoints(), world)
 

@@ -1,11 +1,12 @@
 """Laws of a step: garbage waits for it, and one without a target is a step like others."""
 
 import gc
+import sys
 import weakref
 
 import pytest
 import torch
-from step import Loss, accumulate_grads_, rare_collections, scale_or_skip
+from step import Loss, accumulate_grads_, rare_collections, scale_or_skip, short_turns
 
 from omni_data import IGNORE
 from omni_mesh import join_world
@@ -60,3 +61,11 @@ def test_a_step_without_a_target_has_a_loss_of_zero_and_is_not_skipped(loss: Los
     assert scale_or_skip(metrics, 1.0).isfinite()
     grads = [param.grad for param in model.parameters()]
     assert all(grad is not None and not grad.any() for grad in grads)
+
+
+def test_turns_are_short_while_a_run_lasts() -> None:
+    before = sys.getswitchinterval()
+    with pytest.raises(KeyError), short_turns(1e-3):
+        assert sys.getswitchinterval() == pytest.approx(1e-3)
+        raise KeyError
+    assert sys.getswitchinterval() == pytest.approx(before) and before > 2e-3

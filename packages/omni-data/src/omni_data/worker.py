@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
+from omni_data.wire import send
 from omni_data.workers import LEFT_TO_STARTER
 
 
@@ -44,7 +45,7 @@ def serve(line: Connection) -> None:
 
     while True:
         number, *question = line.recv()
-        line.send((number, _told(make, *question)))
+        send(line, (number, _told(make, *question)))
 
 
 def _failing(error: Exception) -> Iterator[NoReturn]:

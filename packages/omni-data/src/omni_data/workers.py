@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from omni_data.cursor import Position
 from omni_data.make import Making
 from omni_data.window import Window
+from omni_data.wire import receive
 
 LOT = 8192
 """Tokens that a worker is asked for together, at most: so many that asking costs nothing beside making them."""
@@ -73,7 +74,7 @@ class Worker:
 
     def _hear(self) -> None:
         try:
-            answered, answer = self.line.recv()
+            answered, answer = receive(self.line)
         except (EOFError, OSError):
             self.lost()
         self.early[answered] = answer
