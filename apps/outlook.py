@@ -88,7 +88,9 @@ class Theatre:
             return self.seen[key]
         every, keep = choice.recompute.every, choice.recompute.keep
         if every > 1 or choice.recompute.matmuls:
-            hows = choice.recompute.of_blocks(len(self.subject.facts.blocks))
+            blocks, names = self.subject.facts.blocks, self.subject.stage.names
+            own = dict(zip(blocks, choice.recompute.of_blocks(len(blocks)), strict=True))
+            hows = [own[name] for name in names]
             of_how = {how: self.rehearse(spec, replace(choice, recompute=how), tokens).blocks for how in {*hows}}
             return Rehearsal(tokens, tuple(of_how[how][i] for i, how in enumerate(hows)))
         key = (spec.sp, spec.ep, every, keep, tokens)

@@ -32,9 +32,11 @@ HERE: Final = Path(__file__).parent
 DOC: Final = HERE.parent / "docs" / "plan.md"
 MARKED: Final = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
 _OLD = "before there were kernels for norms, gates and rotations, and attention of sdpa"
+_MEDIA = "towers of media, which are not planned yet"
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "qwen2.5-vl-7b-32768-2x-h200": "towers of media, which are not planned yet",
+        "qwen2.5-vl-7b-32768-2x-h200": _MEDIA,
+        "qwen2.5-vl-7b-32768-2x-h200-bf16-moments": _MEDIA,
         "qwen3-0.6b-8192-1x-h200-recompute": _OLD,
         "qwen3-0.6b-8192-2x-h200-replicate": _OLD,
         "qwen3-0.6b-8192-2x-h200-shard": _OLD,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_what_trades_speed_for_memory_does(tiny: Subject) -> None:
     assert parts == sorted(parts) and len(set(parts)) == 3
     half = look_ahead(theatre, tiny.spec, Choice(2, RecomputeConfig(2))).footprint.moments[1].activations
     assert half == pytest.approx((acts[0] + acts[2]) / 2, rel=0.01)
+
+
+def test_blocks_that_keep_products_hold_each_as_much_more(tiny: Subject) -> None:
+    theatre, count = Theatre(_with(tiny, replace(TINY, seq_len=4096))), len(tiny.facts.blocks)
+    hows = [RecomputeConfig(1, "attention", some) for some in range(count)] + [RecomputeConfig(1, "matmuls")]
+    kept = [look_ahead(theatre, tiny.spec, Choice(2, how)).footprint.moments[1].activations for how in hows]
+    steps = [more - less for less, more in pairwise(kept)]
+    assert all(step > 0 and step == pytest.approx(steps[0], rel=0.01) for step in steps), kept
+    assert "--recompute.matmuls 3" in Choice(2, hows[3]).flags(tiny.spec)
 
 
 def test_what_a_block_keeps_is_what_its_kernels_keep() -> None:

@@ -86,6 +86,7 @@ def _lists(plan: ParallelPlan) -> dict[str, tuple[str, ...]]:
     return {
         "blocks": plan.blocks,
         "recompute": plan.recompute,
+        "keep_matmuls": plan.keep_matmuls,
         "offload": plan.offload,
         "rotaries": plan.rotaries,
         "experts": plan.experts,
