@@ -36,6 +36,26 @@ ELSEWHERE: Final = {
     "tokens": ("max-new-tokens", "max-tokens"),
 }
 """Of each flag, without dashes, its names in other tools, where the same value means the same."""
+MORE: Final = {"micro": " --batch is of all ranks and passes."}
+"""What is said beside, of some."""
+OTHERWISE: Final = {
+    "bf16": ("dtype", "is --dtype bfloat16 here."),
+    "fp16": ("dtype", "has none here: --dtype bfloat16 needs no scale of the loss."),
+    "gradient-accumulation-steps": ("micro", "follows here, from --batch, the rows of a step, and --micro, of a pass."),
+    "gradient-checkpointing": ("recompute.every", "is --recompute.every 1 here."),
+    "activation-checkpointing": ("recompute.every", "is --recompute.every 1 here."),
+    "resume-from-checkpoint": (
+        "out",
+        "needs no flag here: the same command goes on from what is in --out.",
+    ),
+    "resume": ("out", "needs no flag here: the same command goes on from what is in --out."),
+    "logging-steps": ("out", "has none here: each step has its line, and its row in metrics.jsonl."),
+    "log-every": ("out", "has none here: each step has its line, and its row in metrics.jsonl."),
+    "num-train-samples": ("steps", "is --steps times --batch here."),
+    "fsdp": ("shard", "is --shard here: how many ranks share the parameters."),
+    "deepspeed": ("shard", "has no file here: --shard is how many ranks share the parameters, --config has settings."),
+}
+"""Of flags of other tools that are none here, the flag that is near, without dashes, and what to know."""
 
 
 def name_flags(words: Sequence[str], config_type: type[object]) -> list[str]:
@@ -47,12 +67,15 @@ def name_flags(words: Sequence[str], config_type: type[object]) -> list[str]:
     """
     here = flag_names(config_type)
     asked = [word[2:].partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
-    return [
-        f"--{name} is --{flag} here.{' --batch is of all ranks and passes.' if flag == 'micro' else ''}"
-        for name in dict.fromkeys(asked)
+    others = [name for name in dict.fromkeys(asked) if name not in here]
+    told = [
+        f"--{name} is --{flag} here.{MORE.get(flag, '')}"
+        for name in others
         for flag, names in ELSEWHERE.items()
-        if name in names and name not in here and flag in here
+        if name in names and flag in here
     ]
+    nears = [(name, *OTHERWISE.get(name, ("", ""))) for name in others]
+    return told + [f"--{name} {sentence}" for name, near, sentence in nears if near in here]
 
 
 def flag_names(config_type: type[object]) -> set[str]:

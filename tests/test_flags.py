@@ -13,7 +13,7 @@ import plan
 import pretrain
 import pytest
 import sft
-from elsewhere import ELSEWHERE, flag_names
+from elsewhere import ELSEWHERE, MORE, OTHERWISE, flag_names
 from flags import parse
 from starting import run_script
 
@@ -81,6 +81,13 @@ def test_flag_names_other_tools_are_called_by_their_names_here(capsys: pytest.Ca
             "--learning-rate is --optim.lr here.\n--num-train-",
         ),
         (sft, ["--output-dir", "x"], "--output-dir is --out here."),
+        (
+            pretrain,
+            ["--per-device-train-batch-size", "1", "--logging_steps", "5", "--gradient-checkpointing"],
+            "--per-device-train-batch-size is --micro here. --batch is of all ranks and passes.\n"
+            "--logging-steps has none here: each step has its line, and its row in metrics.jsonl.\n"
+            "--gradient-checkpointing is --recompute.every 1 here.",
+        ),
         (infer, ["model", "--max-new-tokens", "3"], "--max-new-tokens is --tokens here."),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -93,4 +100,6 @@ def test_flag_names_other_tools_are_called_by_their_names_here(capsys: pytest.Ca
 
 def test_what_flag_names_other_tools_are_called_here_are_flags() -> None:
     apps = (pretrain, sft, omni, infer, merge, plan)
-    assert set(ELSEWHERE) <= set().union(*(flag_names(app.Config) for app in apps))
+    named = {*ELSEWHERE, *MORE, *(near for near, _ in OTHERWISE.values())}
+    assert named <= set().union(*(flag_names(app.Config) for app in apps))
+    assert not {name for names in ELSEWHERE.values() for name in names} & set(OTHERWISE), "told once"
