@@ -268,7 +268,7 @@ def cut_rows(config: Config, kept: Mapping[str, Any], dp: int, usual: int = 240)
     """
     batch = kept.get("batch", -(-12 // dp) * dp) if config.batch is None else config.batch
     shards = kept.get("virtual_shards", lcm(usual, dp)) if config.virtual_shards is None else config.virtual_shards
-    micro = batch // dp if config.micro is None else config.micro
+    micro = max(1, batch // dp) if config.micro is None else config.micro
     problems = [
         f"--{name} {value} must be at least 1."
         for name, value in (("batch", batch), ("micro", micro), ("virtual-shards", shards))

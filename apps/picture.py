@@ -44,8 +44,10 @@ def tell_forecast(told: Forecast) -> str:
     lines += [f"{'computes' if i == 0 else '':<10}{line}" for i, line in enumerate(_parts(told))]
     if run.explain:
         lines += ["", *(f"{part:<10}{line}" for part, words in subject.kernels.items() for line in words)]
-    if told.asked:
+    if told.asked and told.asked.fits:
         lines += ["", "as asked for", *_tell_outlook(told.asked, told.traffic)]
+    elif told.asked:
+        lines += ["", "as asked for it does not fit", *_tell_memory(told.asked)]
     else:
         lines += ["", "as asked for it cannot be:", *(f"  {line}" for why in subject.wrong for line in why.split("\n"))]
     lines += ["", f"the fastest that fit, of {told.found.tried:,} tried", *_table(told.found.best)]
@@ -61,12 +63,12 @@ def _parts(told: Forecast) -> list[str]:
     """What computes the parts that have a choice."""
     words = {part: lines[0] for part, lines in told.subject.kernels.items() if part in ("attention", "experts", "loss")}
     if words["attention"] != "fa4" and told.subject.cluster.gpu.capability >= (9, 0):
-        words["attention"] += ", with what is installed here; its speed is told of fa4"
+        words["attention"] += ", of what is installed here; speeds are those of fa4, an extra, which is faster"
     return [f"{part}: {what}" for part, what in words.items()]
 
 
-def _tell_outlook(one: Outlook, traffic: Sequence[tuple[Collective, int, Group, float]]) -> Iterator[str]:
-    peak, pace = one.footprint.peak, one.pace
+def _tell_memory(one: Outlook) -> Iterator[str]:
+    peak = one.footprint.peak
     yield f"flags     {one.choice.flags(one.spec)}"
     yield f"passes    {one.how.passes} of {one.choice.micro} rows on each rank, {one.how.tokens:,} tokens"
     verdict = "fits" if one.fits else "DOES NOT FIT"
@@ -74,6 +76,11 @@ def _tell_outlook(one: Outlook, traffic: Sequence[tuple[Collective, int, Group, 
     yield from (f"          {line}" for line in bars(one))
     if one.footprint.host:
         yield f"host      {size_of(one.footprint.host)} of pinned memory a rank"
+
+
+def _tell_outlook(one: Outlook, traffic: Sequence[tuple[Collective, int, Group, float]]) -> Iterator[str]:
+    pace = one.pace
+    yield from _tell_memory(one)
     yield (
         f"pace      {pace.seconds:.3g} s a step, {one.speed:,.0f} tokens a second and GPU, "
         f"{one.speed * one.spec.world:,.0f} in all; bound by {pace.bound}"
