@@ -1,5 +1,6 @@
 """The data of a run: its sources as parts of a mix, and what fixes the order of its rows."""
 
+import re
 from collections.abc import Sequence, Sized
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from omni_data.read import first_of
 
 SHOWN: Final = 5
 """Documents that are told of those that cannot be used."""
+_CHATS: Final = re.compile("no field '.*'; there are .*'(messages|conversations)'")
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
@@ -50,10 +52,13 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     sources = [attempt(problems, kind.open, spec) for spec in specs]
     if encode:
         for source in filter(None, sources):
-            attempt(problems, check_first, source, encode)
+            attempt(problems, check_documents, source, encode, first=config.max_bad > 0 or kind.media)
+        if any(_CHATS.search(problem) for problem in problems[before:]):
+            problems.append("Chats are what apps/sft.py trains on: give it the same flags.")
     if config.max_bad and len(problems) > before:
         problems.append("--max-bad leaves out no first record, which says what a source is: it must be good.")
-    keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in sources if source]
+    read = [source for source in sources if source and len(problems) == before]
+    keys = [attempt(problems, fingerprint, source, skip_bad=config.max_bad > 0) for source in read]
     names = [spec.removeprefix(STREAM) for spec in specs]
     problems += [
         f"--data names {name} twice, whole and after {STREAM}: its loss has one name. Choose one of them."
@@ -108,10 +113,7 @@ def open_held_out(
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
     if encode:
         for source in filter(None, limited):
-            if isinstance(source, Sized) and not config.max_bad:
-                attempt(problems, check_spread, source, encode)
-            else:
-                attempt(problems, check_first, source, encode)
+            attempt(problems, check_documents, source, encode, first=config.max_bad > 0)
     parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
     if parts:
         attempt(problems, _checked, parts)
@@ -120,22 +122,19 @@ def open_held_out(
     return tuple(parts)
 
 
-def check_spread(source: Source[Any], encode: Encode) -> None:
-    """Raises `ValueError` with those of 64 items spread over `source` of which no sample can be made. Effect: reads
-    them."""
-    problems: list[str] = []
-    samples = mapped(source, encode)
-    for i in spread(len(source)):
-        attempt(problems, samples.__getitem__, i)
+def check_documents(source: Source[Any] | Streamed[Any], encode: Encode, *, first: bool) -> None:
+    """Raises `ValueError` if no sample can be made of the first item of `source`, or unless it is to be the `first`
+    alone with those of 64 items spread over it of which none can be made. Effect: reads them."""
+    made = mapped(source, encode)
+    if not isinstance(made, Sized):
+        first_of(made, 0)
+        return
+    made[0]
+    places, problems = [] if first else spread(len(made)), list[str]()
+    for i in places:
+        attempt(problems, made.__getitem__, i)
     if problems:
-        more = f"\n... and {len(problems) - SHOWN} more of the {len(spread(len(source)))} that were looked at."
-        raise ValueError("\n".join(problems[:SHOWN]) + (more if len(problems) > SHOWN else ""))
-
-
-def check_first(source: Source[Any] | Streamed[Any], encode: Encode) -> None:
-    """Raises `ValueError` if no sample can be made of the first item of `source`. Effect: reads it."""
-    first = mapped(source, encode)
-    if isinstance(first, Sized):
-        first[0]
-    else:
-        first_of(first, 0)
+        more = len(problems) - SHOWN
+        told = [f"... and {more} more of the {len(places)} that were looked at."] if more > 0 else []
+        told.append("--max-bad N leaves out up to N documents that cannot be used.")
+        raise ValueError("\n".join(problems[:SHOWN] + told))

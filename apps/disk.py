@@ -17,10 +17,18 @@ def size_of(count: float) -> str:
 
 
 def check_merged(model: str) -> None:
-    """Raises `ValueError` if `model` is the directory of a run, whose weights are in its checkpoints. Effect: looks."""
-    if (Path(model) / "model" / "config.json").is_file():
+    """Raises `ValueError` if `model` is the directory of a run, or of a checkpoint of one, which has parts of weights.
+    Effect: looks."""
+    path, config = Path(model), "model/config.json"
+    if (path / config).is_file():
         raise ValueError(
             f"{model} is a run, not a model. Merge it first: uv run apps/merge.py {model} --to {model}/merged"
+        )
+    if (step := path.name.removeprefix("step-")).isdigit() and (path.parent / config).is_file():
+        run = path.parent
+        raise ValueError(
+            f"{model} is a checkpoint, not a model. Merge it first: uv run apps/merge.py {run} --step {int(step)} "
+            f"--to {run}/merged-{int(step)}"
         )
 
 

@@ -314,18 +314,27 @@ def test_what_is_wrong_with_data_is_told_by_name_before_anything_starts(tmp_path
         decide(replace(config, data=(path,), mix=MixConfig(weights=("0",)), eval=EvalConfig()), 1)
 
 
-def test_bad_documents_among_those_held_out_are_found_before_anything_starts(tmp_path: Path) -> None:
+def test_bad_documents_are_found_before_anything_starts(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "held.jsonl", 30))
     path.write_text(path.read_text().replace("\n", '\n{"text": [999]}\n', 7))
     config = replace(SMALL, eval=EvalConfig(data=(str(path),)), out=tmp_path / "run")
-    with pytest.raises(ValueError) as caught:
-        decide(config, 1)
-    told = [line.strip(" -") for line in str(caught.value).splitlines()[1:]]
-    for i, line in enumerate(told[:5]):
-        assert f"held.jsonl:{2 + 2 * i}: token id 999 is beyond" in line
-    assert told[5:] == ["... and 2 more of the 37 that were looked at."]
-    decide(replace(config, max_bad=7), 1)
+    for asked in (config, replace(config, data=(str(path),), eval=EvalConfig())):
+        with pytest.raises(ValueError) as caught:
+            decide(asked, 1)
+        told = str(caught.value).splitlines()[1:]
+        for i, line in enumerate(told[:5]):
+            assert f"held.jsonl:{2 + 2 * i}: token id 999 is beyond" in line
+        more, remedy = (line.strip() for line in told[5:])
+        assert more == "... and 2 more of the 37 that were looked at."
+        assert remedy == "--max-bad N leaves out up to N documents that cannot be used."
+        decide(replace(asked, max_bad=7), 1)
     decide(replace(config, eval=replace(config.eval, documents=1)), 1)
+
+
+def test_who_gives_chats_to_pretraining_is_told_what_trains_on_them(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
+    with pytest.raises(ValueError, match=r"no field 'text'.*\n.*Chats are what apps/sft.py trains on"):
+        decide(replace(SMALL, data=(str(tmp_path / "chats.jsonl"),), out=tmp_path / "run"), 1)
 
 
 @pytest.mark.parametrize(("hard", "works"), [(4096, True), (1100, False)])

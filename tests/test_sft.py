@@ -123,6 +123,10 @@ def test_a_run_that_was_not_merged_is_no_model_to_start_from(tmp_path: Path) -> 
     (tmp_path / "run" / "model" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is a run, not a model. Merge it first: uv run apps/merge.py .*/run --to"):
         sft.decide_chats(asked_in(tmp_path, model=str(tmp_path / "run")))
+    (tmp_path / "run" / "step-00000010").mkdir()
+    told = r"step-00000010 is a checkpoint, not a model. Merge it first: .*/run --step 10 --to .*/run/merged-10"
+    with pytest.raises(ValueError, match=told):
+        sft.decide_chats(asked_in(tmp_path, model=str(tmp_path / "run" / "step-00000010")))
 
 
 def test_finetuning_of_random_weights_is_told(tmp_path: Path) -> None:

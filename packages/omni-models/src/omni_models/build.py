@@ -161,7 +161,7 @@ def _find_config(source: str) -> PreTrainedConfig:
         near = _nearest(source, PRESETS)
         raise ValueError(
             f"there is no model {source!r}: no preset{near}, no directory of that path, "
-            f"and a hub name has the form owner/name." + ("" if near else f" Presets: {', '.join(PRESETS)}.")
+            f"and a hub name has the form owner/name." + ("" if near else f" Presets are {_families(PRESETS)}.")
         )
     try:
         return _load_config(source)
@@ -178,6 +178,15 @@ def _load_config(source: str | Path, **how: bool) -> PreTrainedConfig:
     if fields.get("model_type") == OmniConfig.model_type:
         return OmniConfig.from_dict(fields)
     return AutoConfig.from_pretrained(source, trust_remote_code=False, **how)
+
+
+def _families(names: Iterable[str]) -> str:
+    """The beginnings of names, each once, with dots where there is more than that.
+
+    >>> _families(["tiny", "qwen3-8b", "qwen3-14b"])
+    'tiny, qwen3-...'
+    """
+    return ", ".join(dict.fromkeys(f"{begin}{dash and '-...'}" for begin, dash, _ in (n.partition("-") for n in names)))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
