@@ -79,8 +79,8 @@ def own_media(looked: Looked, ranks: Sequence[int], *, pin: bool = False) -> dic
     owned = {}
     for kind, shown in looked.shown.items():
         media = [
-            Medium(rows, cost, tuple(take_turns(places, size, ranks)))
-            for rows, cost, (_, places) in zip(shown.rows, shown.costs, shown.places, strict=True)
+            Medium(rows, cost, tuple(take_turns(places, size, ranks)), sizes)
+            for rows, cost, (_, places), sizes in zip(shown.rows, shown.costs, shown.places, shown.sizes, strict=True)
         ]
         owned[kind] = Owned({n: x.pin_memory() if pin else x for n, x in shown.arrays.items()}, media)
     return owned

@@ -176,8 +176,8 @@ def make_inputs(case: Case, given: int, mesh: Mesh, rank: int) -> Step:
 def own_media(shown: Shown, size: int, group: tuple[int, ...]) -> Owned:
     """The media of this rank as others know of them: `group` shares its rows, `size` tokens each."""
     media = [
-        Medium(rows, cost, tuple(take_turns(places, size, group)))
-        for rows, cost, (_, places) in zip(shown.rows, shown.costs, shown.places, strict=True)
+        Medium(rows, cost, tuple(take_turns(places, size, group)), sizes)
+        for rows, cost, (_, places), sizes in zip(shown.rows, shown.costs, shown.places, shown.sizes, strict=True)
     ]
     return Owned(shown.arrays, media)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from omni_models import Media, encode_media, encoder_kinds, map_attention, map_encoders, use_attention
-from omni_models.encoders import replace_features
+from omni_models.encoders import EncodeFn, replace_features
+from omni_models.sized import encode_sized
 
 
 @pytest.mark.parametrize("family", SEEING)
@@ -88,3 +89,30 @@ def test_models_that_have_media_encoded_inside_are_refused_by_name() -> None:
         map_encoders(make_model("qwen2_audio"), lambda kind, encode, replace: encode)
     with pytest.raises(ValueError, match="BaseModelOutputWithPooling, has none of pooler_output, last_hidden_state"):
         replace_features(BaseModelOutputWithPooling(), lambda features_FX: features_FX)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_tower_that_is_told_of_sizes_by_the_host_never_looks_at_those_of_the_device(family: str, kind: str) -> None:
+    model, sizes = make_model(family), [(1, 4, 8), (1, 8, 2), (2 if kind == "video" else 1, 4, 4)]
+    patches_PX = torch.randn(sum(t * h * w for t, h, w in sizes), 3 * 2 * 4 * 4, generator=torch.Generator())
+    told: list[EncodeFn] = []
+    map_encoders(model, lambda kind, encode, replace: told.append(encode) or encode)
+    encode = told[encoder_kinds(model).index(kind)]
+    wanted = torch.cat(encode(patches_PX, torch.tensor(sizes)).pooler_output)
+    for found in (
+        encode(patches_PX, torch.zeros(3, 3), sizes=sizes),
+        encode(patches_PX, **{f"{kind}_grid_thw": torch.zeros(3, 3)}, sizes=sizes),
+    ):
+        assert [len(each) for each in found.pooler_output] == [t * h * w // 4 for t, h, w in sizes]
+        assert torch.equal(torch.cat(found.pooler_output), wanted)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "glm4v", "gemma3"])
+def test_towers_that_need_more_are_not_told(family: str) -> None:
+    given: list[dict[str, object]] = []
+    owner = torch.nn.Module()
+    owner.config, owner.visual = make_model(family).config, torch.nn.Module()
+    owner.visual.spatial_merge_size = 2
+    encode_sized(owner, "image", lambda *args, **how: given.append(how), torch.zeros(1), sizes=[(1, 4, 4)])
+    assert given == [{}]

@@ -8,11 +8,14 @@ Dimensions: F features, X numbers in each.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from omni_models.sized import encode_sized
 
 M = TypeVar("M", bound=PreTrainedModel)
 EncodeFn = Callable[..., Any]
@@ -35,7 +38,8 @@ def map_encoders(model: M, f: Callable[[str, EncodeFn, Replace], EncodeFn]) -> M
 
     Args:
         model: any model of transformers.
-        f: `replace(output, g)` puts g(features) in the place of the features in what an encoder returned; those of
+        f: `e` is called as the model calls it, and may be given `sizes` beside, see `omni_models.sized`.
+            `replace(output, g)` puts g(features) in the place of the features in what an encoder returned; those of
             layers below go through g with them, side by side.
 
     Raises:
@@ -50,7 +54,8 @@ def map_encoders(model: M, f: Callable[[str, EncodeFn, Replace], EncodeFn]) -> M
     for kind in kinds:
         owner = _find_owner(model, kind)
         name = f"get_{kind}_features"
-        setattr(owner, name, f(kind, getattr(owner, name), replace_features))
+        encode = partial(encode_sized, owner, kind, getattr(owner, name))
+        setattr(owner, name, f(kind, encode, replace_features))
     return model
 
 

@@ -44,6 +44,12 @@ class Shown:
     places: Sequence[tuple[int, NDArray[np.int64]]]
     costs: Sequence[float]
 
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Of each medium, frames, height and width in patches; nothing where arrays do not tell them of each alone."""
+        grids = next((array.tolist() for name, array in self.arrays.items() if name.endswith("_grid_thw")), [])
+        return [tuple(grid) for grid in grids] if len(grids) == len(self.rows) else [()] * len(self.rows)
+
 
 def list_media(
     config: PreTrainedConfig, tokens_BS: Tensor, segments_BS: Tensor, media: Mapping[str, Tensor]

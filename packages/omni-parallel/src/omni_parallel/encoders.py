@@ -74,7 +74,7 @@ def send_media(owned: Mapping[str, Owned], device: torch.device) -> tuple[dict[s
         own = owned.get(kind)
         for place, (name, dtype, shape) in enumerate(look):
             sizes = [medium.rows[place] for medium in own.media] if own and own.media else []
-            rows = own.arrays[name].to(device).split(sizes) if own and sizes else ()
+            rows = own.arrays[name].to(device, non_blocking=True).split(sizes) if own and sizes else ()
             sent = torch.cat([torch.empty(0, *shape, dtype=dtype, device=device), *(rows[i] for i in route.sends)])
             going = _runs([sizes[i] for i in route.sends], route.media_going)
             coming = _runs([medium.rows[place] for medium in route.encodes], route.media_coming)
@@ -90,7 +90,8 @@ def apply_encoders(model: M, *, over: OverEncoders) -> M:
 
     Args:
         model: before it is sharded.
-        over: replaces what a model has media encoded by, as `omni_models.map_encoders` does.
+        over: replaces what a model has media encoded by, as `omni_models.map_encoders` does. An encoder is called with
+            `sizes`, of each medium that it is given, if all of them have some (`Medium.sizes`).
     """
     under = _Under()
     model = over(model, partial(_spread, under))
@@ -122,9 +123,11 @@ def _spread(under: _Under, kind: str, encode: EncodeFn, replace: Callable[..., A
         route = under.routes.get(kind)
         if route is None:
             raise ValueError(f"there are {kind}s, but {ROUTES} has no way for them: call the model with both.")
+        sizes = [medium.sizes for medium in route.encodes]
+        told = {"sizes": sizes} if all(sizes) else {}
         under.inside = True
         try:
-            found = encode(*args, **kwargs)
+            found = encode(*args, **kwargs, **told)
         finally:
             under.inside = False
         return replace(found, partial(deliver, route=route, kind=kind))

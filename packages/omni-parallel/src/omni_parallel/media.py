@@ -29,6 +29,8 @@ class Medium:
     """Of encoding it, in any unit."""
     takers: tuple[tuple[int, int], ...]
     """(rank, features): which ranks take its features, and how many each, in the order of the features."""
+    sizes: tuple[int, ...] = ()
+    """What its encoder is told of its size, as numbers of the host; nothing leaves it to the arrays."""
 
     @property
     def features(self) -> int:
