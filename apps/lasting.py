@@ -124,7 +124,7 @@ def tell_lasting(found: Mapping[int, Lasting | None], steps: int) -> tuple[str, 
     """
     (shards, lasting), *others = found.items()
     if lasting is None or not lasting.ends:
-        return f"; about {lasting.steps:,} steps an epoch" if lasting else "", []
+        return f"; {_about(lasting.steps)} an epoch" if lasting else "", []
     told = []
     if lasting.steps < steps:
         more = f"larger --mix.epochs have more; with --steps {lasting.steps} the learning rate falls until there"
@@ -135,7 +135,11 @@ def tell_lasting(found: Mapping[int, Lasting | None], steps: int) -> tuple[str, 
         n, fill = next((n, fill) for n, fill in fuller if fill > 0.8 * best)
         few = f"about {lasting.fill:.0%} until then, as there are few documents for {shards} virtual shards"
         told.append(("fill", f"{few}: about {fill:.0%} with --virtual-shards {n}"))
-    return f"; about {lasting.steps:,} steps until the data end", told
+    return f"; {_about(lasting.steps)} until the data end", told
+
+
+def _about(steps: int) -> str:
+    return f"about {steps:,} step{'s' if steps > 1 else ''}"
 
 
 def _deal(part: Part, pieces: Pieces, how: str, seq_len: int, shards: int) -> tuple[list[int], float]:
