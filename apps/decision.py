@@ -88,8 +88,10 @@ class Decision:
         kept = len(self.plan.blocks) - recomputed
         chunks = self.plan.sp_chunks
         overlap = f", heads in {chunks} chunks that overlap" if chunks > 1 else ""
-        but = f", but for the outputs of {self.keep}" if self.plan.keep else ""
-        but += f" and in {len(self.plan.keep_matmuls)} of matrix products" if self.plan.keep_matmuls else ""
+        more = len(self.plan.keep_matmuls)
+        outputs = [f"of {self.keep}"] if self.plan.keep else []
+        outputs += [f"of matrix products in {more} of them"] if more else []
+        but = f", but for the outputs {' and '.join(outputs)}" if outputs else ""
         away = f", what {len(self.plan.offload)} keep in memory of the host" if self.plan.offload else ""
         tiled = len(self.plan.tiled)
         tiles = f", {tiled} feed-forward modules in tiles of {self.plan.tile} tokens" if tiled else ""

@@ -55,7 +55,8 @@ class How:
     """Microbatches of a step on a rank."""
     recompute: bool = False
     keep_gathered: bool = False
-    offload: bool = False
+    away: frozenset[int] = frozenset()
+    """Blocks, by number, that hold in memory of the host what they keep."""
     moment_bytes: int = 4
     moments_away: bool = False
     chunked: bool = True
@@ -132,7 +133,7 @@ def trace_memory(facts: ModelFacts, sizes: Sizes, seen: Rehearsal, how: How) -> 
     """
     step = _Step(facts, sizes, seen, how)
     moments = tuple(step.moments())
-    host = sum(step.kept[:-1]) if how.offload else 0
+    host = sum(step.kept[i] for i in how.away)
     host += 2 * how.moment_bytes * sizes.total // how.spec.fsdp if how.moments_away else 0
     return Footprint(max(moments, key=lambda moment: moment.total), moments, host)
 
@@ -197,10 +198,8 @@ class _Step:
 
     def _acts(self, i: int) -> int:
         """Bytes that the blocks before block `i` keep on the GPU, with what the first is given."""
-        if not self.how.offload:
-            return self.hidden + self.before[i]
         near = 1 if i < len(self.kept) - 1 else 2
-        return self.hidden + sum(self.kept[max(0, i - near) : i])
+        return self.hidden + self.before[i] - sum(self.kept[j] for j in self.how.away if j < i - near)
 
     def _forward(self, i: int) -> Moment:
         ahead = self.units[i + 1] if i + 1 < len(self.units) else self.sizes.head

@@ -15,6 +15,7 @@ from work import Rehearsal, between
 
 from omni_mesh import MeshSpec
 from omni_parallel import ParallelPlan, RecomputeConfig, plan_parallel
+from omni_parallel.plan import list_offloaded
 
 USABLE: Final = 0.94
 """How much of the memory of a GPU tensors can have: CUDA and NCCL take some, and some lies unused between tensors."""
@@ -109,6 +110,12 @@ def plan_of(subject: Subject, spec: MeshSpec, choice: Choice) -> ParallelPlan:
     return plan_parallel(subject.facts, spec, **how, sp_chunks=chunks, tile=run.tile_mlp, compile=run.compile)
 
 
+def _away(subject: Subject, choice: Choice) -> frozenset[int]:
+    """The blocks of the stage, by number, that hold in memory of the host what they keep."""
+    away = list_offloaded(subject.facts.blocks, choice.recompute) if choice.offload else ()
+    return frozenset(i for i, name in enumerate(subject.stage.names) if name in away)
+
+
 def look_ahead(theatre: Theatre, spec: MeshSpec, choice: Choice, *, exact: bool = True) -> Outlook:
     """How the run goes on `spec` with `choice`.
 
@@ -127,7 +134,7 @@ def look_ahead(theatre: Theatre, spec: MeshSpec, choice: Choice, *, exact: bool 
         passes=rows // spec.dp // choice.micro,
         recompute=choice.recompute.every > 0,
         keep_gathered=choice.keep_gathered,
-        offload=choice.offload,
+        away=_away(subject, choice),
         moment_bytes=2 if run.optim.state_dtype == "bfloat16" else 4,
         moments_away=run.optim.offload,
         chunked=subject.chunked,

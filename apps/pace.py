@@ -85,7 +85,7 @@ def predict_pace(
         again = traffic.gather if how.frees else ()
         step.overlap(traffic.gather, forward, times)
         step.overlap((*again, *traffic.sum), backward, times)
-        if how.offload:
+        if i in how.away:
             step.add("copies", times * max(0.0, block.forward.kept / (gpu.host_link * 1e9) - min(forward, backward)))
     _add_loss(step, facts, sizes, how, gpu)
     for unit in (sizes.rest, sizes.head):

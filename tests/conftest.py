@@ -26,8 +26,7 @@ EVERY_RUN = {
     "test_loss_and_every_gradient_equal_plain_transformers_on_one_rank": r"-4]",
     "test_every_mesh_equals_plain_transformers_on_one_rank": "deepseek_v3|gpt_oss|mixtral|qwen3_moe|qwen3_vl_moe",
     "test_a_run_that_is_started_again_is_the_unbroken_run": "by torchrun",
-    "test_a_rank_that_is_frozen_is_named_and_ends_the_run": "before a step|in a prune",
-    "test_a_rank_that_sleeps_or_stops_is_named_and_the_others_end": "stop]",
+    "test_a_rank_that_is_frozen_is_named_and_ends_the_run": "before a step|in a save|in a prune",
     "test_gradients_are_those_of_blocks_that_are_not_compiled": "True-1|False-0",
     "test_casts_of_a_rank_alone_are_compiled_for_as_often_as_parameters_are": "1]",
     "test_idle_ranks_and_more_experts_than_tokens_are_exact_and_never_hang": "all tokens to one|more experts",
@@ -35,6 +34,8 @@ EVERY_RUN = {
     "test_a_run_goes_from_mesh_to_mesh": r"\[(one rank|replicate 2 x shard 2) >",
 }
 """Of long tables the rows that every run has, by the name of the test; others are marked thorough."""
+MANY = 5000
+"""Tests that are more than those of a file or a folder: then each table is among them."""
 
 
 def pytest_configure() -> None:
@@ -51,10 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     is none."""
     place = {f"test_{name}.py": place for place, name in enumerate(LONG.split())}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    kept = dict.fromkeys(EVERY_RUN, 0)
     for item in items:
         name, _, row = item.name.partition("[")
-        if name in EVERY_RUN and not re.search(EVERY_RUN[name], f"[{row}"):
+        if name in kept and re.search(EVERY_RUN[name], f"[{row}"):
+            kept[name] += 1
+        elif name in kept:
             item.add_marker(pytest.mark.thorough)
+    if len(items) > MANY and (none := [name for name, count in kept.items() if not count]):
+        raise pytest.UsageError(f"EVERY_RUN has no row of {', '.join(none)}: tests/conftest.py names others.")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -308,6 +308,8 @@ def test_a_merged_model_answers_in_a_fresh_process(one: tuple[omni.Config, Metri
     words = ("--image", "red-circle.png", "--prompt", "What is this?", "--tokens", "12")
     there = run_script(ROOT / "apps" / "infer.py", str(merged), *words, folder=tmp_path)
     assert (there.returncode, there.stdout) == (0, f"{here}\n"), there
+    none = run_script(ROOT / "apps" / "infer.py", str(merged), *words, "--draw", "none.png", folder=tmp_path)
+    assert none.returncode and "--draw none.png: the model drew nothing, but answered in words: " in none.stderr
 
 
 @pytest.mark.thorough

@@ -137,6 +137,12 @@ def test_blocks_that_keep_products_hold_each_as_much_more(tiny: Subject) -> None
     steps = [more - less for less, more in pairwise(kept)]
     assert all(step > 0 and step == pytest.approx(steps[0], rel=0.01) for step in steps), kept
     assert "--recompute.matmuls 3" in Choice(2, hows[3]).flags(tiny.spec)
+    away = [look_ahead(theatre, tiny.spec, Choice(2, how, offload=True)).footprint for how in hows[:count]]
+    hosts, here = zip(*((one.host, one.moments[1].activations) for one in away), strict=True)
+    assert hosts[0] == hosts[1] > hosts[2] > hosts[3] > 0, (
+        "the last block stays anyway, and so does what keeps products"
+    )
+    assert here[0] < here[1] < here[2] < here[3] < kept[3]
 
 
 def test_what_a_block_keeps_is_what_its_kernels_keep() -> None:

@@ -62,10 +62,26 @@ def test_blocks_that_keep_products_hold_them_where_they_are() -> None:
     assert plan.offload == facts.blocks[:-2]
 
 
-@pytest.mark.parametrize(("keep", "every", "some"), [("attention", 1, 4), ("attention", 2, 3), ("matmuls", 1, 1)])
-def test_blocks_that_keep_products_are_among_those_that_are_recomputed(keep: str, every: int, some: int) -> None:
-    with pytest.raises(ValueError, match=f"recompute matmuls={some} are the last so many of the"):
+@pytest.mark.parametrize(
+    ("keep", "every", "some", "told"),
+    [
+        ("attention", 1, 4, "matmuls=4 of the 3 blocks that are recomputed: use 1 to 3, or 0 for none"),
+        ("attention", 2, 3, "matmuls=3 of the 2 blocks that are recomputed: use 1 to 2"),
+        ("matmuls", 1, 1, "matmuls=1, but keep=matmuls says that all do: leave matmuls"),
+        ("nothing", 0, 1, "matmuls=1, but every=0 recomputes no block: set every=1"),
+    ],
+)
+def test_blocks_that_keep_products_are_among_those_that_are_recomputed(
+    keep: str, every: int, some: int, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
         plan_keep(keep, every, some)
+
+
+def test_offload_of_blocks_that_all_stay_is_refused() -> None:
+    with pytest.raises(ValueError, match="matmuls=3 with offload: all keep products, and such blocks stay"):
+        plan_parallel(make_toy(), MeshSpec(), recompute=RecomputeConfig(1, "nothing", 3), offload=True)
+    assert RecomputeConfig(1, "attention", 2).kept == "keep=attention, matmuls=2"
 
 
 @pytest.mark.parametrize("kind", ["operator", "overload"])

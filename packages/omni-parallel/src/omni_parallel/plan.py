@@ -5,7 +5,7 @@ tested without a GPU; the functions that follow it (`shard_fsdp`, `recompute_blo
 themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -31,8 +31,8 @@ class RecomputeConfig:
     @property
     def kept(self) -> str:
         """What has operators watched, to know what to keep, as it was asked for; "" if nothing does."""
-        own = "" if self.keep == "nothing" else f"keep={self.keep}"
-        return f"matmuls={self.matmuls}" if self.matmuls else own
+        own = [] if self.keep == "nothing" else [f"keep={self.keep}"]
+        return ", ".join([*own, *([f"matmuls={self.matmuls}"] if self.matmuls else [])])
 
     def of_blocks(self, count: int) -> tuple["RecomputeConfig", ...]:
         """The same for each of so many blocks alone. Pure.
@@ -177,15 +177,9 @@ def plan_parallel(
         problems.append(f"recompute every={recompute.every}: use 0 for no block, 1 for all, n for every n-th.")
     if recompute.keep not in KEPT:
         problems.append(f"recompute keep={recompute.keep!r}: use one of {', '.join(KEPT)}.")
-    elif recompute.keep != "nothing" and recompute.every == 0:
+    elif recompute.keep != "nothing" and recompute.every == 0 and not recompute.matmuls:
         problems.append(f"recompute keep={recompute.keep} but every=0 recomputes no block: set every=1, or leave keep.")
-    recomputed = [block.every for block in recompute.of_blocks(len(facts.blocks))].count(1)
-    if recompute.matmuls and (recompute.keep == "matmuls" or not 0 < recompute.matmuls <= recomputed):
-        problems.append(
-            f"recompute matmuls={recompute.matmuls} are the last so many of the {recomputed} blocks that are "
-            f"recomputed by every={recompute.every}, and keep={recompute.keep} says what all do: use 1 to the number "
-            "of blocks, and keep attention or nothing; or 0."
-        )
+    problems += _matmul_problems(facts, recompute, offload=offload) if recompute.matmuls else []
     problems += _tile_problems(facts, recompute, tile) if tile else []
     problems += _compile_problems(facts, recompute, offload=offload) if compile else []
     if not facts.blocks:
@@ -202,7 +196,7 @@ def plan_parallel(
         recompute=tuple(name for name, how in each if how.every),
         keep=KEPT[recompute.keep],
         keep_matmuls=keep_matmuls,
-        offload=tuple(name for name in facts.blocks[:-1] if name not in keep_matmuls) if offload else (),
+        offload=list_offloaded(facts.blocks, recompute) if offload else (),
         reshard_after_forward=spec.fsdp > 1 and not keep_gathered,
         decoder=facts.decoder,
         door="" if encoders else facts.decoder,
@@ -221,6 +215,28 @@ def plan_parallel(
 def has_shared_experts(spec: MeshSpec) -> bool:
     """Whether experts are spread, and each is on several ranks: they are then units of their own. Pure."""
     return spec.ep > 1 and spec.efsdp * spec.replicate > 1
+
+
+def list_offloaded(blocks: Sequence[str], recompute: RecomputeConfig) -> tuple[str, ...]:
+    """Of blocks those that hold in memory of the host what they keep, if any do: not the last, and none that keeps
+    products by `recompute.matmuls`. Pure."""
+    each = zip(blocks[:-1], recompute.of_blocks(len(blocks)), strict=False)
+    return tuple(name for name, how in each if not (recompute.matmuls and how.keep == "matmuls"))
+
+
+def _matmul_problems(facts: ModelFacts, recompute: RecomputeConfig, *, offload: bool) -> list[str]:
+    """Why no blocks can be the last so many that keep products."""
+    asked = f"recompute matmuls={recompute.matmuls}"
+    recomputed = [block.every for block in recompute.of_blocks(len(facts.blocks))].count(1)
+    if not recomputed:
+        return [f"{asked}, but every=0 recomputes no block: set every=1, or leave matmuls."]
+    if recompute.keep == "matmuls":
+        return [f"{asked}, but keep=matmuls says that all do: leave matmuls, or keep attention."]
+    if not 0 < recompute.matmuls <= recomputed:
+        return [f"{asked} of the {recomputed} blocks that are recomputed: use 1 to {recomputed}, or 0 for none."]
+    if offload and not list_offloaded(facts.blocks, recompute):
+        return [f"{asked} with offload: all keep products, and such blocks stay on the device: leave one of them out."]
+    return []
 
 
 def _find_callers(facts: ModelFacts) -> tuple[str, ...]:
