@@ -1,8 +1,8 @@
 """The data of a run: its sources as parts of a mix, and what fixes the order of its rows."""
 
 import re
-from collections.abc import Sequence, Sized
-from typing import Any, Final
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, Final, TypeVar
 
 from kinds import STREAM, Kind
 from refusal import attempt
@@ -23,6 +23,7 @@ from omni_data.fingerprint import spread
 from omni_data.mix import mix_problems
 from omni_data.read import first_of
 
+T = TypeVar("T")
 SHOWN: Final = 5
 """Documents that are told of those that cannot be used."""
 _CHATS: Final = re.compile("no field '.*'; there are .*'(messages|conversations)'")
@@ -49,12 +50,10 @@ def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, voca
     weights = [attempt(problems, parse_weight, text) for text in mix.weights or ["1"] * len(specs)]
     encode = attempt(problems, kind.encoder, tokenizer, vocab_size) if tokenizer else None
     before = len(problems)
-    sources = [attempt(problems, kind.open, spec) for spec in specs]
+    sources = [attempt(problems, _hinting, kind.open, spec) for spec in specs]
     if encode:
         for source in filter(None, sources):
-            attempt(problems, check_documents, source, encode, first=config.max_bad > 0 or kind.media)
-        if any(_CHATS.search(problem) for problem in problems[before:]):
-            problems.append("Chats are what apps/sft.py trains on: give it the same flags.")
+            attempt(problems, _hinting, check_documents, source, encode, first=config.max_bad > 0 or kind.media)
     if config.max_bad and len(problems) > before:
         problems.append("--max-bad leaves out no first record, which says what a source is: it must be good.")
     read = [source for source in sources if source and len(problems) == before]
@@ -105,7 +104,7 @@ def open_held_out(
         ValueError: with everything that is wrong with them.
     """
     problems: list[str] = []
-    sources = [attempt(problems, kind.open, spec) for spec in config.eval.data]
+    sources = [attempt(problems, _hinting, kind.open, spec) for spec in config.eval.data]
     encode = kind.encoder(tokenizer, vocab_size) if sources and tokenizer else None
     count = config.eval.documents
     if count and any(not isinstance(source, Sized) for source in sources if source):
@@ -113,7 +112,7 @@ def open_held_out(
     limited = [beginning(source, count) if count and isinstance(source, Sized) else source for source in sources]
     if encode:
         for source in filter(None, limited):
-            attempt(problems, check_documents, source, encode, first=config.max_bad > 0)
+            attempt(problems, _hinting, check_documents, source, encode, first=config.max_bad > 0)
     parts = [Part(source, 1.0, 1, None, encode) for source in limited if source]
     if parts:
         attempt(problems, _checked, parts)
@@ -123,14 +122,17 @@ def open_held_out(
 
 
 def check_documents(source: Source[Any] | Streamed[Any], encode: Encode, *, first: bool) -> None:
-    """Raises `ValueError` if no sample can be made of the first item of `source`, or unless it is to be the `first`
-    alone with those of 64 items spread over it of which none can be made. Effect: reads them."""
+    """Effect: reads some items of `source`. A first one that is bad is told alone: what is wrong with it, all have.
+
+    Raises:
+        ValueError: if no sample can be made of the first item; or, unless it is to be the `first` alone, of others
+            among 64 that are spread over the source.
+    """
     made = mapped(source, encode)
-    if not isinstance(made, Sized):
-        first_of(made, 0)
+    made[0] if isinstance(made, Sized) else first_of(made, 0)
+    if first or not isinstance(made, Sized):
         return
-    made[0]
-    places, problems = [] if first else spread(len(made)), list[str]()
+    places, problems = spread(len(made)), list[str]()
     for i in places:
         attempt(problems, made.__getitem__, i)
     if problems:
@@ -138,3 +140,13 @@ def check_documents(source: Source[Any] | Streamed[Any], encode: Encode, *, firs
         told = [f"... and {more} more of the {len(places)} that were looked at."] if more > 0 else []
         told.append("--max-bad N leaves out up to N documents that cannot be used.")
         raise ValueError("\n".join(problems[:SHOWN] + told))
+
+
+def _hinting(f: Callable[..., T], *args: Any, **how: Any) -> T:
+    """What `f` returns; its complaint says of chats that something else trains on them."""
+    try:
+        return f(*args, **how)
+    except ValueError as problem:
+        if not _CHATS.search(str(problem)):
+            raise
+        raise ValueError(f"{problem}\nChats are what apps/sft.py trains on: give it the same flags.") from problem

@@ -19,13 +19,13 @@ def size_of(count: float) -> str:
 def check_merged(model: str) -> None:
     """Raises `ValueError` if `model` is the directory of a run, or of a checkpoint of one, which has parts of weights.
     Effect: looks."""
-    path, config = Path(model), "model/config.json"
+    path, config = Path(model).absolute(), "model/config.json"
     if (path / config).is_file():
         raise ValueError(
             f"{model} is a run, not a model. Merge it first: uv run apps/merge.py {model} --to {model}/merged"
         )
     if (step := path.name.removeprefix("step-")).isdigit() and (path.parent / config).is_file():
-        run = path.parent
+        run = Path(model).parent
         raise ValueError(
             f"{model} is a checkpoint, not a model. Merge it first: uv run apps/merge.py {run} --step {int(step)} "
             f"--to {run}/merged-{int(step)}"

@@ -42,18 +42,20 @@ OTHERWISE: Final = {
     "bf16": ("dtype", "is --dtype bfloat16 here."),
     "fp16": ("dtype", "has none here: --dtype bfloat16 needs no scale of the loss."),
     "gradient-accumulation-steps": ("micro", "follows here, from --batch, the rows of a step, and --micro, of a pass."),
-    "gradient-checkpointing": ("recompute.every", "is --recompute.every 1 here."),
-    "activation-checkpointing": ("recompute.every", "is --recompute.every 1 here."),
-    "resume-from-checkpoint": (
-        "out",
-        "needs no flag here: the same command goes on from what is in --out.",
+    **dict.fromkeys(
+        ("gradient-checkpointing", "activation-checkpointing"), ("recompute.every", "is --recompute.every 1 here.")
     ),
-    "resume": ("out", "needs no flag here: the same command goes on from what is in --out."),
-    "logging-steps": ("out", "has none here: each step has its line, and its row in metrics.jsonl."),
-    "log-every": ("out", "has none here: each step has its line, and its row in metrics.jsonl."),
+    **dict.fromkeys(
+        ("resume-from-checkpoint", "resume"),
+        ("out", "needs no flag here: the same command goes on from what is in --out."),
+    ),
+    **dict.fromkeys(
+        ("logging-steps", "log-every"),
+        ("out", "has none here: each step has its line, and its row in metrics.jsonl."),
+    ),
     "num-train-samples": ("steps", "is --steps times --batch here."),
     "fsdp": ("shard", "is --shard here: how many ranks share the parameters."),
-    "deepspeed": ("shard", "has no file here: --shard is how many ranks share the parameters, --config has settings."),
+    "deepspeed": ("shard", "needs none here: --shard is how many ranks share the parameters, --config reads settings."),
 }
 """Of flags of other tools that are none here, the flag that is near, without dashes, and what to know."""
 

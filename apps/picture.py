@@ -63,7 +63,7 @@ def _parts(told: Forecast) -> list[str]:
     """What computes the parts that have a choice."""
     words = {part: lines[0] for part, lines in told.subject.kernels.items() if part in ("attention", "experts", "loss")}
     if words["attention"] != "fa4" and told.subject.cluster.gpu.capability >= (9, 0):
-        words["attention"] += ", of what is installed here; speeds are those of fa4, an extra, which is faster"
+        words["attention"] += ", of what is installed here; speeds are those of fa4, an extra"
     return [f"{part}: {what}" for part, what in words.items()]
 
 

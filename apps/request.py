@@ -123,7 +123,8 @@ class Config:
     master weights."""
     compile: bool = False
     """Compile blocks by torch.compile, up to attention and experts, which stay as they are; kernels between are then
-    the compiler's. The first steps take a minute or more. Not with --offload, --linear fp8 or --recompute.keep."""
+    the compiler's. The first steps take a minute or more. Not with --offload, --linear fp8, or what
+    recomputed blocks keep."""
     loss: Literal["auto", "chunked", "full"] = "auto"
     """Cross entropy without ever holding all logits, or with. auto: chunked wherever the model allows it."""
     save_every: int = 100
@@ -166,7 +167,7 @@ class Config:
     recompute: RecomputeConfig = RecomputeConfig()
     offload: bool = False
     """Hold what blocks keep for the backward pass in pinned memory of the host. Copies run while other blocks compute.
-    Pinned for each rank is what its blocks keep."""
+    Pinned for each rank is what its blocks keep, but for those of --recompute.matmuls, which stay."""
     tile_mlp: int = 0
     """Tokens of a rank that feed-forward modules take at a time, each computed again in the backward pass; 0: all at
     once. What is inside such a module then exists for one tile at a time, which long rows need."""

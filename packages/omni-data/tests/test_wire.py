@@ -43,6 +43,7 @@ def test_who_waits_for_one_that_has_gone_is_told() -> None:
     here, there = Pipe()
     with here:
         there.send((b"", [LEAST]))
+        os.write(there.fileno(), b"some of it")
         there.close()
         with pytest.raises(EOFError):
             receive(here)

@@ -13,6 +13,8 @@ import numpy as np
 
 LEAST: Final = 1 << 16
 """Bytes of the smallest array that is worth a call of the system."""
+MOST: Final = 1 << 30
+"""Bytes of one call: some systems take no more than 2^31."""
 
 
 def send(line: Connection, value: Any) -> None:
@@ -21,20 +23,21 @@ def send(line: Connection, value: Any) -> None:
 
     def stays(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        if view.nbytes >= LEAST:
+        large = view.nbytes >= LEAST
+        if large:
             apart.append(view)
-        return view.nbytes < LEAST
+        return not large
 
     whole = pickle.dumps(value, protocol=5, buffer_callback=stays)
     line.send((whole, [view.nbytes for view in apart]))
     for view in apart:
         done = 0
         while done < view.nbytes:
-            done += os.write(line.fileno(), view[done:])
+            done += os.write(line.fileno(), view[done : done + MOST])
 
 
 def receive(line: Connection) -> Any:
-    """What was sent. Effect: waits for it.
+    """What was sent; arrays that were writable are. Effect: waits for it.
 
     Raises:
         EOFError: if the other side has gone.
@@ -44,7 +47,7 @@ def receive(line: Connection) -> Any:
     for array in apart:
         view, done = memoryview(array), 0
         while done < array.nbytes:
-            if not (read := os.readv(line.fileno(), [view[done:]])):
+            if not (read := os.readv(line.fileno(), [view[done : done + MOST]])):
                 raise EOFError
             done += read
     return pickle.loads(whole, buffers=apart)

@@ -77,6 +77,9 @@ class Worker:
             answered, answer = receive(self.line)
         except (EOFError, OSError):
             self.lost()
+        except BaseException:
+            self.line.close()  # What is left of the answer would be taken for the next.
+            raise
         self.early[answered] = answer
 
     def lost(self) -> NoReturn:

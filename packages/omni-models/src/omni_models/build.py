@@ -161,7 +161,8 @@ def _find_config(source: str) -> PreTrainedConfig:
         near = _nearest(source, PRESETS)
         raise ValueError(
             f"there is no model {source!r}: no preset{near}, no directory of that path, "
-            f"and a hub name has the form owner/name." + ("" if near else f" Presets are {_families(PRESETS)}.")
+            f"and a hub name has the form owner/name."
+            + ("" if near else f" Presets are {_families(PRESETS)} (omni_models.PRESETS has all).")
         )
     try:
         return _load_config(source)
