@@ -26,6 +26,8 @@ from omni_data.read import first_of
 T = TypeVar("T")
 SHOWN: Final = 5
 """Documents that are told of those that cannot be used."""
+ALL: Final = 1000
+"""Documents of a source that are all looked at before a run starts; of more only some are."""
 _CHATS: Final = re.compile("no field '.*'; there are .*'(messages|conversations)'")
 
 
@@ -126,13 +128,13 @@ def check_documents(source: Source[Any] | Streamed[Any], encode: Encode, *, firs
 
     Raises:
         ValueError: if no sample can be made of the first item; or, unless it is to be the `first` alone, of others
-            among 64 that are spread over the source.
+            among all if they are few, or 64 that are spread over the source.
     """
     made = mapped(source, encode)
     made[0] if isinstance(made, Sized) else first_of(made, 0)
     if first or not isinstance(made, Sized):
         return
-    places, problems = spread(len(made)), list[str]()
+    places, problems = range(len(made)) if len(made) <= ALL else spread(len(made)), list[str]()
     for i in places:
         attempt(problems, made.__getitem__, i)
     if problems:

@@ -1,13 +1,13 @@
 """What will happen: every decision of a run, made before any process or weight is touched."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import Any
 
 import torch
 from adapt import find_other_base, lay_out, tell_trained
+from beginning import check_weights, tell_weights
 from compute import choose_compute, choose_dtype, choose_gathered
 from data import open_held_out, open_parts
 from decision import Decision, tell_moments
@@ -39,7 +39,6 @@ from omni_models import (
     fitting_kernels,
     kernel_problems,
     part_problems,
-    plan_weights,
     read_config,
     unsupported,
 )
@@ -171,7 +170,7 @@ def decide(
         keep=config.recompute.keep,
         moments=tell_moments(config.optim),
         trained=tell_trained(config, held),
-        start=f"continues {found}" if found else config.weights or tell_random(config),
+        start=f"continues {found}" if found else tell_weights(config),
         found=found,
         joining=tell_joining(parts, kept),
         frozen=frozen,
@@ -211,24 +210,6 @@ def read_merged(name: str) -> PreTrainedConfig:
     return read_named(read_config, name)
 
 
-def tell_random(config: Config) -> str:
-    """That weights are random, and what there would be instead, in words. Effect: looks at the disk."""
-    has = any(Path(config.model).glob("*.safetensors")) if Path(config.model).is_dir() else False
-    instead = f"; --weights {config.model} would start from those there" if has else ""
-    return f"random weights of seed {config.seed}{instead}"
-
-
-def check_weights(model: PreTrainedModel, name: str, weights: str) -> None:
-    """Raises `ValueError` if `weights` do not fill `model`, which has that name. Effect: reads files."""
-    try:
-        read_named(partial(plan_weights, model), weights)
-    except ValueError as problem:
-        if name == weights or "these weights are not those of this model" not in str(problem):
-            raise
-        hint = f"--weights {weights} is to fill --model {name}: to train what it holds, say --model {weights} too."
-        raise ValueError(f"{problem}\n{hint}") from problem
-
-
 def find_misfits(config: Config, model: PreTrainedModel, found: Path) -> list[str]:
     """Why `model`, laid out as it is trained, cannot go on from checkpoint `found`, in words. Effect: reads a file."""
     try:
@@ -236,7 +217,10 @@ def find_misfits(config: Config, model: PreTrainedModel, found: Path) -> list[st
     except ValueError as problem:
         return [str(problem)]
     differing = mismatches(named_tensors(model, frozen=config.keeps_frozen()), there)
-    return [f"{found} cannot be continued by {config.model}: {why}" for why in differing]
+    told = [f"{found} cannot be continued by {config.model}: {why}" for why in differing[:2]]
+    more = [f"... and {len(differing) - 2} more tensors or lists of such differ."] if len(differing) > 2 else []
+    other = f"{config.out} has a run of another model. Name another --out to start anew."
+    return [other, *told, *more] if differing else []
 
 
 def kept_order(found: Path) -> dict[str, Any]:

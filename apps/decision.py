@@ -148,13 +148,17 @@ class Decision:
 
 def tell_sources(parts: Sequence[Part]) -> str:
     """What is read, in words; weights of several. Pure."""
-    told = [
-        f"{part.source.name}, {f'{len(part.source):,} documents' if isinstance(part.source, Sized) else 'streamed'}"
-        for part in parts
-    ]
+    told = [f"{part.source.name}, {tell_length(part.source)}" for part in parts]
     if len(parts) == 1:
         return told[0]
     return "; ".join(f"{one}, weight {tell_weight(part.weight)}" for one, part in zip(told, parts, strict=True))
+
+
+def tell_length(source: object) -> str:
+    """How many documents a source has, in words. Pure."""
+    if not isinstance(source, Sized):
+        return "streamed"
+    return "1 document" if len(source) == 1 else f"{len(source):,} documents"
 
 
 def tell_moments(config: AdamWConfig) -> str:

@@ -63,7 +63,7 @@ def docs_of(kind: type) -> Mapping[str, str]:
 
 
 _SAID: Final = re.compile(
-    r"(?<![\w./-])((?P<name>field|max_bad|workers|most_pixels|most_frames|most_seconds)="
+    r"(?<![\w./-])((?P<name>field|max_bad|workers|tokenizer|most_pixels|most_frames|most_seconds)="
     r"('(?P<quoted>[^']*)'|(?P<value>\w*))|packing\.long)"
 )
 """How packages name what flags of an app give them."""

@@ -47,7 +47,7 @@ def find_other_orders(config: Config, found: object, kept: Mapping[str, Any], as
         differing.remove("seq_len")  # Of packings that differ, one does not depend on it.
     return [
         f"{found} stands at a place in other data ({_tell_other(fact, config, kept, asked)}), which means "
-        "nothing in this: give it the same data, tokenizer and seed, or choose another --out."
+        "nothing in this: give it what it had, or choose another --out."
         + (" Sources may join or leave with --mix.changed; the others go on." if fact == "data" else "")
         for fact in differing
     ]

@@ -201,7 +201,8 @@ def what_next(config: Config, step: int, *, since: int, left: bool = False, app:
         )
     chat = {"sft": '--chat --prompt "Hello"', "omni": '--image FILE.png --prompt "What is it?"'}
     said = chat.get(app, '--prompt "The "')
-    own = f"uv run apps/{app}.py {like(config)}--data my.jsonl --out runs/mine"
+    data, place = ("my.jsonl", "mine") if app == "pretrain" else ("chats.jsonl", f"my-{app}")
+    own = f"uv run apps/{app}.py {like(config)}--data {data} --out runs/{place}"
     past = "" if step < steps else ", the last" if step == steps else f", past --steps {steps}"
     return without_secrets(
         "\n".join(

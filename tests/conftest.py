@@ -3,8 +3,10 @@
 import gc
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ plan startup workflow soak kills examples sft requests redact lora settings mome
 """Files that take longest: they come first, so that none of them is left alone at the end."""
 
 
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_HOME"] = mkdtemp(prefix="hub-")  # Hubs of tests leave nothing among what was really fetched.
 EVERY_RUN = {
     "test_every_cut_equals_plain_transformers_on_one_rank": r"tiny-|ep \d|-(shard 2, microbatches of 2|sp 2)]",
     "test_a_type_equals_plain_transformers_or_says_why_not": r"\[(deepseek_v[23]|gemma3_text|glm4_moe|gpt_oss|jamba|"
@@ -78,6 +82,8 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """At the end all is garbage: what counts its objects then would call the frozen ones leaks."""
     gc.unfreeze()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ PRETRAIN = str(ROOT / "apps" / "pretrain.py")
 def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kept(
     ranks: int, by: tuple[str, ...], tmp_path: Path
 ) -> None:
-    # Of more than 64 documents every second is looked at before anything starts.
-    last = [999 if line == 2 else 3 for line in range(1, 131)]
+    # Of more than 1,000 documents only some are looked at before anything starts.
+    last = [999 if line == 2 else 3 for line in range(1, 1101)]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": [1, 2, token]}) + "\n" for token in last))
     asked = ["--shard", str(ranks), "--seq-len", "64", "--data", str(tmp_path / "d.jsonl")]
     asked += ["--out", str(tmp_path / "run")]

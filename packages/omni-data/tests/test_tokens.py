@@ -97,8 +97,8 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(ValueError) as caught:
         read_tokenizer(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: no tokenizer.json. Name a folder that has one, or `bytes`; of a tokenizer that transformers "
-        "can read, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one."
+        f"{tmp_path}: no tokenizer.json. Name a folder that has one as tokenizer='...', or 'bytes'; of a tokenizer "
+        "that transformers can read, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one."
     )
 
 

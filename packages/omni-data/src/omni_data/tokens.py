@@ -97,8 +97,8 @@ def read_tokenizer(source: str) -> TextTokenizer:
         paths = _download(source)
     if _SAVED[0] not in paths:
         raise ValueError(
-            f"{source}: no tokenizer.json. Name a folder that has one, or `bytes`; of a tokenizer that transformers "
-            "can read, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one."
+            f"{source}: no tokenizer.json. Name a folder that has one as tokenizer='...', or 'bytes'; of a tokenizer "
+            "that transformers can read, AutoTokenizer.from_pretrained(name).save_pretrained(folder) writes one."
         )
     return _tokenizer(source, {name: path.read_bytes() for name, path in paths.items()})
 
