@@ -26,7 +26,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 EVERY_RUN = {
     "test_every_cut_equals_plain_transformers_on_one_rank": r"tiny-|ep \d|-(shard 2, microbatches of 2|sp 2)]",
     "test_a_type_equals_plain_transformers_or_says_why_not": r"\[(deepseek_v[23]|gemma3_text|glm4_moe|gpt_oss|jamba|"
-    r"llama|llama4_text|mamba2|mixtral|modernbert-decoder|phi3|qwen[23]|qwen3_moe|qwen3_next)]",
+    r"llama|llama4_text|llava_onevision|mamba2|mixtral|modernbert-decoder|phi3|qwen[23]|qwen3_moe|qwen3_next|qwen3_vl)]",
+    "test_a_type_compiled_equals_plain_transformers_or_says_why_not": r"\[(llama|qwen3_moe)]",
     "test_loss_and_every_gradient_equal_plain_transformers_on_one_rank": r"-4]",
     "test_every_mesh_equals_plain_transformers_on_one_rank": "deepseek_v3|gpt_oss|mixtral|qwen3_moe|qwen3_vl_moe",
     "test_a_run_that_is_started_again_is_the_unbroken_run": "by torchrun",

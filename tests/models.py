@@ -1,8 +1,6 @@
-"""Every type of causal language model that transformers has: what works of it, and why the rest does not.
+"""Every type of model that transformers makes text by, of text or of images and text: what works, and why not the rest.
 
 PYTHONPATH=packages/omni-models/tests uv run tests/models.py --write        measure the table of docs/models.md anew
-
-A type is known by the mapping of transformers; its tiny configuration is made of the fields that its own has.
 """
 
 import argparse
@@ -10,8 +8,8 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -19,19 +17,19 @@ from experts import grads_of, place, step
 from huggingface_hub.errors import StrictDataclassError
 from ranks import rank_pool
 from safetensors.torch import load_file
-from sequence import TOLERANCE, TYPES, fill, packed, plain_loss, worst_error, write_table
-from shapes import EXPERTS, ROUTED, SHAPE
+from sequence import TOLERANCE, fill, packed, plain_loss, worst_error, write_table
+from tiny_types import KINDS, tiny_config
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+from torch.distributed import get_world_size
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omni_ckpt import merge_to_hf, save_dcp
 from omni_mesh import MeshConfig, join_world, make_mesh, resolve_mesh
@@ -39,106 +37,89 @@ from omni_models import build_model, describe, fill_weights, hf_keys, unsupporte
 from omni_parallel import named_tensors
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
-KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 ROWS = ((9, 1, 20, 7), (23, 3, 11))
 """Documents of two rows of 37 tokens."""
 MESHES = {"shard": MeshConfig(shard=2), "sp": MeshConfig(shard=1, sp=2), "ep": MeshConfig(shard=2, ep=2)}
-COLUMNS = ("build", *MESHES, "hf")
+COLUMNS = ("build", *MESHES, "hf", "compile")
 MOST_PARAMS = 20_000_000
 YES, NOTHING = "yes", ""
 
-FIELDS: dict[str, Any] = {
-    **{**SHAPE, **EXPERTS, **ROUTED, "head_dim": 8, "num_local_experts": 4, "moe_num_experts": 4, "moe_k": 2},
-    **{"shared_expert_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8},
-    **{"qk_nope_head_dim": 8, "v_head_dim": 16, "sliding_window": 5, "n_embd": 32, "n_layer": 2, "n_head": 4},
-    **{"n_positions": 128, "n_inner": 48, "d_model": 32, "n_layers": 2, "n_heads": 4, "ffn_dim": 48, "num_layers": 2},
-    **{"max_seq_len": 128, "word_embed_proj_dim": 32, "rotary_dim": 4, "kv_channels": 8, "embedding_size": 32},
-    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 80, "is_decoder": True},
-    **dict.fromkeys(("attention_dropout", "hidden_dropout", "activation_dropout", "residual_dropout"), 0.0),
-    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "hidden_dropout_prob"), 0.0),
-    **dict.fromkeys(("attention_probs_dropout_prob", "classifier_dropout"), 0.0),
-}
-"""What configurations call their sizes."""
-LATENT = {"num_key_value_heads": 4}
-PADDED = {"pad_token_id": 0}
-HYBRID = {"text_config": {"layer_types": ["linear_attention", "full_attention"]}}
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
-OWN: dict[str, dict[str, Any]] = {
-    **{kind: LATENT for kind in ("axk1", "axk2", "minicpm3", "youtu", "glm4_moe_lite", "dots3_note_text")},
-    **{kind: LATENT for kind in ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
-    **{kind: PADDED for kind in ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta")},
-    **{kind: PADDED for kind in ("xlm-roberta-xl", "xmod")},
-    **{kind: MAMBA for kind in ("bamba", "granitemoehybrid")},
-    "cwm": {"bos_token_id": 0},
-    "dots3_note": {"text_config": LATENT},
-    "emu3": {"text_config": PADDED},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "longcat_flash": {**LATENT, "zero_expert_num": 1},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
-    "mllama": {"text_config": {"bos_token_id": 0}},
-    "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
-    "mpt": {"attn_pdrop": 0},
-    **{kind: HYBRID for kind in ("qwen3_5", "qwen3_5_moe")},
-    "zamba": {"num_hidden_layers": 3},
-    "zaya": {"num_experts_per_tok": 1},
-}
-"""Fields of one type, beside these or instead."""
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a type is measured by."""
 
-def tiny_config(kind: str) -> PreTrainedConfig:
-    """A configuration of two small layers."""
-    known = {fields["model_type"]: fields for _, fields in TYPES.values() if "text_config" not in fields}
-    if kind in known:
-        fields = SHAPE | known[kind]
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    fields = tiny_fields(CONFIG_MAPPING[kind]())
-    for name, value in OWN.get(kind, {}).items():
-        fields[name] = fields[name] | value if isinstance(value, dict) else value
-    config = AutoConfig.for_model(kind, **fields)
-    kinds = getattr(config, "layer_types", None)
-    return AutoConfig.for_model(kind, **fields, layer_types=list(kinds)[:2]) if kinds and len(kinds) > 2 else config
-
-
-def tiny_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """Those of `FIELDS` that a configuration has, and of the configurations in it."""
-    has = {*config.to_dict(), *config.attribute_map}
-    inner = {name: getattr(config, name, None) for name in config.sub_configs}
-    own = {name: value for name, value in FIELDS.items() if name in has}
-    return own | {name: tiny_fields(each) for name, each in inner.items() if isinstance(each, PreTrainedConfig)}
+    empty: PreTrainedModel
+    """As we build it, without weights."""
+    start: PreTrainedModel
+    """As plain transformers makes it."""
+    loss: float
+    grads: Mapping[str, Tensor | None]
+    """Those of plain transformers, of each document of `ROWS` alone."""
 
 
 def examine(kind: str, folder: Path) -> dict[str, str]:
     """What works of a type, on two ranks: by column `YES`, `NOTHING` if it has nothing of that, or why not."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Each of two hundred modeling files may say what it likes.
-        try:
-            config = tiny_config(kind)
-        except (ValueError, StrictDataclassError) as problem:
-            return {"build": f"not tried, as its fields make no tiny configuration: {reason(problem)}"}
-        try:
-            empty = build_model(config, device="meta")
-            facts = describe(empty)
-        except (ValueError, ImportError) as problem:
-            return {"build": reason(problem)}
-        assert facts.num_params < MOST_PARAMS, f"{kind} is not tiny: {facts.num_params:,} parameters"
-        if reasons := unsupported(empty):
-            return {"build": YES, "pack": " ".join(why.partition(" yet: ")[2] for why in reasons)}
-        plain = fill(make_text(config, type(empty)))
-        start = copy.deepcopy(plain)
-        try:
-            expected = plain_loss(plain, packed(ROWS)[2])
-        except ValueError as problem:
-            return {"build": YES, "pack": f"plain transformers: {reason(problem)}"}
-        theirs = {key: param.grad for key, param in plain.named_parameters()}
+        warnings.simplefilter("ignore")  # Each of three hundred modeling files may say what it likes.
+        case = make_case(kind)
+        if not isinstance(case, Case):
+            return case
+        has_experts = bool(describe(case.empty).experts)
         found = {"build": YES}
         with join_world(device="cpu"):
             for label, mesh in MESHES.items():
-                wanted = label != "ep" or facts.experts
-                found[label] = equals(start, mesh, expected, theirs) if wanted else NOTHING
+                found[label] = equals(case, mesh) if label != "ep" or has_experts else NOTHING
             if found["shard"] == YES:
-                found["hf"] = comes_back(start, empty, folder)
+                found["hf"] = comes_back(case, folder)
     return found
+
+
+def examine_compiled(kind: str) -> dict[str, str]:
+    """What `examine` says, on one rank, of blocks that are compiled; nothing of a type that is not compared there.
+
+    It stands alone, as a compiler takes seconds a type: thorough runs have this of all types, others of two
+    (`EVERY_RUN` of conftest.py).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(kind)
+        if not isinstance(case, Case):
+            return {}
+        torch._dynamo.reset()
+        counters.clear()
+        try:
+            with join_world(device="cpu"):
+                found = equals(case, MeshConfig(), compile=True)
+        except TorchDynamoException as problem:
+            found = reason(problem)
+        finally:
+            torch._dynamo.reset()
+    idle = found == YES and not counters["stats"]["unique_graphs"]
+    return {"compile": "nothing of its blocks is compiled." if idle else found}
+
+
+def make_case(kind: str) -> Case | dict[str, str]:
+    """What a type is compared with, or what `examine` says of a type that cannot be compared."""
+    try:
+        config = tiny_config(kind)
+    except (ValueError, StrictDataclassError) as problem:
+        return {"build": f"not tried, as its fields make no tiny configuration: {reason(problem)}"}
+    try:
+        empty = build_model(config, device="meta")
+        facts = describe(empty)
+    except (ValueError, ImportError, NotImplementedError) as problem:
+        return {"build": reason(problem)}
+    assert facts.num_params < MOST_PARAMS, f"{kind} is not tiny: {facts.num_params:,} parameters"
+    if reasons := unsupported(empty):
+        return {"build": YES, "pack": " ".join(why.partition(" yet: ")[2] for why in reasons)}
+    plain = fill(make_text(config, type(empty)))
+    start = copy.deepcopy(plain)
+    try:
+        loss = plain_loss(plain, packed(ROWS)[2])
+    except ValueError as problem:
+        return {"build": YES, "pack": f"plain transformers: {reason(problem)}"}
+    return Case(empty, start, loss, {key: param.grad for key, param in plain.named_parameters()})
 
 
 def make_text(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
@@ -151,32 +132,32 @@ def make_text(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrain
     return model
 
 
-def equals(start: PreTrainedModel, config: MeshConfig, loss: float, grads: Mapping[str, Tensor | None]) -> str:
-    """Whether loss and every gradient on a mesh of two ranks are these. Collective."""
-    mesh = make_mesh(resolve_mesh(config, 2), device_type="cpu")
+def equals(case: Case, config: MeshConfig, *, compile: bool = False) -> str:
+    """Whether loss and every gradient on a mesh of all ranks are those of plain transformers. Collective."""
+    mesh = make_mesh(resolve_mesh(config, get_world_size()), device_type="cpu")
     try:
-        ours = place(copy.deepcopy(start), mesh)
-        off = abs(step(ours, mesh, ROWS) - loss) / loss
+        ours = place(copy.deepcopy(case.start), mesh, compile=compile)
+        off = abs(step(ours, mesh, ROWS) - case.loss) / case.loss
     except ValueError as problem:
         return reason(problem)
-    worst, name = worst_error(grads_of(ours), grads)
+    worst, name = worst_error(grads_of(ours), case.grads)
     far = f"the loss is off by {off:.0e}, the gradient of {name} by {worst:.0e}"
-    return YES if max(off, worst) <= TOLERANCE else far
+    return YES if off <= TOLERANCE and worst <= TOLERANCE else far
 
 
-def comes_back(plain: PreTrainedModel, empty: PreTrainedModel, folder: Path) -> str:
+def comes_back(case: Case, folder: Path) -> str:
     """Whether what transformers writes is read into a sharded model, and what is merged of that is what was read."""
     mesh = make_mesh(resolve_mesh(MeshConfig(shard=2), 2), device_type="cpu")
     first = torch.distributed.get_rank() == 0
     try:
         if first:
-            plain.save_pretrained(folder / "hf")
+            case.start.save_pretrained(folder / "hf")
         torch.distributed.barrier()
-        ours = fill_weights(place(empty, mesh), folder / "hf")
+        ours = fill_weights(place(case.empty, mesh), folder / "hf")
         save_dcp({"state": {"model": named_tensors(ours)}}, folder / "step")
         if not first:
             return YES
-        merge_to_hf(folder / "step", folder / "back", to_hf=hf_keys(plain))
+        merge_to_hf(folder / "step", folder / "back", to_hf=hf_keys(case.start))
     except ValueError as problem:
         return reason(problem)
     theirs, back = (load_file(folder / name / "model.safetensors") for name in ("hf", "back"))
@@ -188,7 +169,8 @@ def comes_back(plain: PreTrainedModel, empty: PreTrainedModel, folder: Path) -> 
 def reason(problem: Exception) -> str:
     """What is wrong, in a line: what is common to several problems is left out."""
     lines = [line.strip(" -") for line in str(problem).splitlines() if line.strip()]
-    told = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    listed = lines[0].endswith(":") and len(lines) > 1 and not isinstance(problem, ImportError)
+    told = lines[1] if listed else lines[0]
     return told if len(told) < 160 else f"{told[:157]}..."
 
 
@@ -201,13 +183,21 @@ def table(measured: Mapping[str, Mapping[str, str]]) -> str:
     lines += [f"Of these have experts, which `--ep` spreads: {', '.join(experts)}.", ""]
     lines += ["| type | what does not work | why |", "| --- | --- | --- |"]
     for kind, cells in measured.items():
-        lines += [f"| {kind} | {name} | {why} |" for name, why in cells.items() if why not in (YES, NOTHING)]
+        whys: dict[str, list[str]] = {}
+        for name, why in troubles(cells).items():
+            whys.setdefault(why, []).append(name)
+        lines += [f"| {kind} | {', '.join(names)} | {why} |" for why, names in whys.items()]
     return "\n".join(lines)
+
+
+def troubles(cells: Mapping[str, str]) -> dict[str, str]:
+    """Columns of a type that do not work, with the reason."""
+    return {name: why for name, why in cells.items() if why not in (YES, NOTHING)}
 
 
 def is_whole(cells: Mapping[str, str]) -> bool:
     """Whether all that applies to a type works."""
-    return set(cells) == {*COLUMNS} and set(cells.values()) <= {YES, NOTHING}
+    return set(cells) == {*COLUMNS} and not troubles(cells)
 
 
 if __name__ == "__main__":
@@ -217,11 +207,12 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     import models  # A rank finds the function by the name of its module, which is not __main__.
 
-    measured: dict[str, Mapping[str, str]] = {}
+    measured: dict[str, dict[str, str]] = {}
     with rank_pool() as run:
         for name in asked.kinds or KINDS:
             with tempfile.TemporaryDirectory() as at:
                 measured[name] = run(models.examine, 2, name, Path(at))[0]
+            measured[name] |= run(models.examine_compiled, 1, name)[0]
             print(name, measured[name], flush=True)
     if asked.write:
         write_table(DOCS, table(measured))

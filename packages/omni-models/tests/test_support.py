@@ -19,6 +19,7 @@ REFUSED = {
     "doge": ({}, "its attention mask depends on the data"),
     "bert": ({}, "is_decoder is false"),
     "roberta": ({"is_decoder": True}, "counts positions from the padding token"),
+    "kosmos-2.5": ({}, "its positions begin behind the padding token"),
     "bart": ({"encoder_layers": 1, "decoder_layers": 1, "d_model": 32}, "it takes no position_ids"),
     "bloom": ({}, "does not call transformers' attention interface"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "ShortConv carries something"),

@@ -14,6 +14,7 @@ _KNOWN = frozenset(
     {
         *("cu_seqlens", "max_seqlen", "position_ids", "layer_idx", "cache_position", "use_cache", "past_key_values"),
         *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+        "logits_to_keep",
     }
 )
 """What may come along without changing what attention computes."""

@@ -26,8 +26,11 @@ IGNORE = -100
 CHUNK_BYTES = 1 << 30
 """Most bytes of logits that the chunked loss holds at once; in fp32, but where they are fused with their gradient."""
 
-_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale", "mup_width_scale")
-"""Fields of configurations of models that multiply their logits after the head, whatever the value."""
+_CHANGES = (
+    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale", "mup_width_scale"),
+    "vocabulary_map",
+)
+"""Fields of configurations of models that multiply or mask their logits after the head, whatever the value."""
 
 
 def count_targets(labels_Bs: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ def loss_problems(model: PreTrainedModel, impl: str) -> list[str]:
         return []
     if not isinstance(_head(model), nn.Linear):
         return [f"{name} has no linear output head for the chunked loss: use full."]
-    changes = [field for field in _SCALES if hasattr(text, field)]
+    changes = [field for field in _CHANGES if hasattr(text, field)]
     changes += ["final_logit_softcapping"] if getattr(text, "final_logit_softcapping", None) is not None else []
     return [f"{name} changes its logits after the head ({field}): use the full loss." for field in changes]
 

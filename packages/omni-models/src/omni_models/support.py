@@ -28,6 +28,7 @@ _BY_TYPE = {
         ("roberta", "camembert", "data2vec-text", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "xmod"),
         "it counts positions from the padding token on, whatever position_ids say",
     ),
+    **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "its positions begin behind the padding token, not at 0"),
 }
 """Types whose trouble shows in no part of theirs."""
 
