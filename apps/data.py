@@ -28,7 +28,11 @@ SHOWN: Final = 5
 """Documents that are told of those that cannot be used."""
 ALL: Final = 1000
 """Documents of a source that are all looked at before a run starts; of more only some are."""
-_CHATS: Final = re.compile("no field '.*'; there are .*'(messages|conversations)'")
+_ELSEWHERE: Final = {
+    "no field '.*'; there are .*'(messages|conversations)'": "Chats are what apps/sft.py trains on",
+    "no conversation: fields are .*'text'": "Texts are what apps/pretrain.py trains on",
+}
+"""By what is wrong with a record, who would take it."""
 
 
 def open_parts(config: Config, kind: Kind, tokenizer: TextTokenizer | None, vocab_size: int | None) -> tuple[Part, ...]:
@@ -145,10 +149,11 @@ def check_documents(source: Source[Any] | Streamed[Any], encode: Encode, *, firs
 
 
 def _hinting(f: Callable[..., T], *args: Any, **how: Any) -> T:
-    """What `f` returns; its complaint says of chats that something else trains on them."""
+    """What `f` returns; its complaint says of chats, or of texts, that something else trains on them."""
     try:
         return f(*args, **how)
     except ValueError as problem:
-        if not _CHATS.search(str(problem)):
+        hints = [hint for wrong, hint in _ELSEWHERE.items() if re.search(wrong, str(problem))]
+        if not hints:
             raise
-        raise ValueError(f"{problem}\nChats are what apps/sft.py trains on: give it the same flags.") from problem
+        raise ValueError(f"{problem}\n{hints[0]}: give it the same flags.") from problem

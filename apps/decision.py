@@ -113,6 +113,7 @@ class Decision:
             ("data", f"{tell_sources(self.parts)}, tokenizer {self.tokenizer.name}"),
             *((("held out", tell_sources(self.held_out)),) if self.held_out else ()),
             ("step", f"{self.batch} rows, {self.micro} at a time on each rank{lasts}"),
+            *((("rows", beyond),) if (beyond := self._beyond()) else ()),
             *ending,
             ("start", f"continues {found}" if found else self.start),
             *((("trained", self.trained),) if self.trained else ()),
@@ -136,6 +137,13 @@ class Decision:
         how: Any = {"packing": self.packing, "until": self.until, "batch": self.batch, "seq_len": self.seq_len}
         choices = dict.fromkeys((self.virtual_shards, *(() if self.found else (self.batch, self.spec.dp))))
         return tell_lasting({n: estimate(self.parts, looked, shards=n, **how) for n in choices}, self.steps)
+
+    def _beyond(self) -> str:
+        """That rows have more tokens than the model has positions, in words."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(positions, int) or self.seq_len <= positions:
+            return ""
+        return f"{self.seq_len:,} tokens, and the model is made for {positions:,}: longer documents go beyond"
 
     def _experts(self) -> str:
         ep = self.spec.ep

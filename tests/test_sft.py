@@ -129,6 +129,23 @@ def test_a_run_that_was_not_merged_is_no_model_to_start_from(tmp_path: Path) -> 
         sft.decide_chats(asked_in(tmp_path, model=str(tmp_path / "run" / "step-00000010")))
 
 
+def test_texts_are_told_apart_from_chats(tmp_path: Path) -> None:
+    (tmp_path / "web.jsonl").write_text('{"text": "A web page."}\n')
+    with pytest.raises(ValueError, match=r"no conversation: .*\n.*Texts are what apps/pretrain.py trains on"):
+        sft.decide_chats(asked_in(tmp_path, data=(str(tmp_path / "web.jsonl"),)))
+
+
+def test_rates_and_rows_that_are_much_for_a_model_are_told(tmp_path: Path) -> None:
+    model = build_model(read_config("tiny", max_position_embeddings=64))
+    model.save_pretrained(tmp_path / "own")
+    asked = asked_in(tmp_path, model=str(tmp_path / "own"), optim=AdamWConfig(lr=1e-3), seq_len=128, tokenizer="bytes")
+    told = sft.decide_chats(asked).told()
+    assert f"{tmp_path / 'own'}; --optim.lr 0.001 is high for weights that have learned" in told
+    assert "128 tokens, and the model is made for 64: longer documents go beyond" in told
+    told = sft.decide_chats(replace(asked, run=replace(asked.run, optim=AdamWConfig(lr=1e-5), seq_len=64))).told()
+    assert "is high for" not in told and "go beyond" not in told
+
+
 def test_finetuning_of_random_weights_is_told(tmp_path: Path) -> None:
     told = sft.decide_chats(asked_in(tmp_path)).told()
     assert "random weights of seed 0: nothing was learned before, which --weights would bring" in told
