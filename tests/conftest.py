@@ -87,9 +87,15 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def saves_of_fixtures() -> None:
+    """A run in this process may ignore SIGUSR1, one of a package's tests too; what fixtures start must heed it."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def saves() -> Iterator[None]:
-    """A run in this process may ignore SIGUSR1, one of a fixture too; what a test starts must be able to heed it."""
+    """The same of what tests start, also where a fixture had a run."""
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)

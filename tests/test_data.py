@@ -210,10 +210,10 @@ def test_data_of_which_nothing_is_left_is_an_error_of_all_ranks(run, tmp_path: P
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_wrong_with_data_ends_a_run_where_it_is_needed_and_not_before(run, tmp_path: Path, ranks: int) -> None:
     path = tmp_path / "web.jsonl"
-    write_texts(path, ["a row " * 10 + "..."] * 240)
+    write_texts(path, ["a row " * 10 + "..."] * 1200)
     lines = path.read_text().splitlines()
     # In the fourth step, and not looked at when the source is opened.
-    bad = next(i for i in range(36, 48) if i not in spread(240))
+    bad = next(i for i in range(36, 48) if i not in spread(1200))
     path.write_text("\n".join([*lines[:bad], '{"text": 3}', *lines[bad + 1 :]]))
     config = replace(ONE_A_ROW, data=(str(path),), mesh=MeshConfig(shard=ranks), out=tmp_path / "run")
     config = replace(config, packing=Packing("concat"))
