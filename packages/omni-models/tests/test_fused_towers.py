@@ -56,8 +56,17 @@ def run(model: nn.Module, device: str = "cpu") -> tuple[Tensor, dict[str, Tensor
     return features.detach().float(), grads
 
 
+def skip_decorated(model: nn.Module, family: str) -> None:
+    """Where this transformers decorates the attention of a tower, that is told, and its turns are not fused."""
+    words = describe_kernels(model, device_type="cuda")[next(iter(FOUND[family]))]
+    if "its forward is decorated" in words:
+        assert any(hasattr(type(module).forward, "__wrapped__") for module in tower_of(model).modules())
+        pytest.skip(f"in this transformers: {words}")
+
+
 @pytest.mark.parametrize("family", FOUND)
 def test_what_is_recognised_in_each_tower(family: str) -> None:
+    skip_decorated(make_model(family), family)
     words = describe_kernels(make_model(family), device_type="cuda")
     assert FOUND[family].items() <= words.items()
 
@@ -65,6 +74,7 @@ def test_what_is_recognised_in_each_tower(family: str) -> None:
 @pytest.mark.parametrize("family", FOUND)
 def test_a_fused_tower_computes_what_the_plain_one_does(family: str) -> None:
     model, calls = make_tower(family), []
+    skip_decorated(model, family)
     plain = copy.deepcopy(model)
     model = apply_kernels(model, torch_kernels(calls), fitting_kernels(model))
     equal(run(model), run(plain))
