@@ -19,10 +19,6 @@ hosts trouble evaluate frozen meshes keeper streamed wheels bench style hf tiles
 plan startup workflow soak kills examples sft requests redact lora settings moments adapters adamw fused
 """
 """Files that take longest: they come first, so that none of them is left alone at the end."""
-
-
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["HF_HOME"] = mkdtemp(prefix="hub-")  # Hubs of tests leave nothing among what was really fetched.
 EVERY_RUN = {
     "test_every_cut_equals_plain_transformers_on_one_rank": r"tiny-|ep \d|-(shard 2, microbatches of 2|sp 2)]",
     "test_a_type_equals_plain_transformers_or_says_why_not": r"\[(deepseek_v[23]|gemma3_text|glm4_moe|gpt_oss|jamba|"
@@ -45,7 +41,10 @@ MANY = 5000
 
 def pytest_configure() -> None:
     """One thread a process, of those too that tests start: many share the cores, and threads that wait, spin. A signal
-    that is ignored here would be in all that tests start, and no script can change that."""
+    that is ignored here would be in all that tests start, and no script can change that. Hubs of tests leave nothing
+    among what was really fetched."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["HF_HOME"] = mkdtemp(prefix="hub-")
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

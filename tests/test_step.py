@@ -3,10 +3,14 @@
 import gc
 import sys
 import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import Run
 from step import Loss, accumulate_grads_, rare_collections, scale_or_skip, short_turns
+from training import SMALL, turns_of
 
 from omni_data import IGNORE
 from omni_mesh import join_world
@@ -69,3 +73,8 @@ def test_turns_are_short_while_a_run_lasts() -> None:
         assert sys.getswitchinterval() == pytest.approx(1e-3)
         raise KeyError
     assert sys.getswitchinterval() == pytest.approx(before) and before > 2e-3
+
+
+def test_a_run_takes_short_turns_in_each_step(run: Run, tmp_path: Path) -> None:
+    (turns,) = run(turns_of, 1, replace(SMALL, model="tiny", steps=2, out=tmp_path / "run"))
+    assert len(turns) == 2 and all(seconds < 1e-3 for seconds in turns)

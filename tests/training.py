@@ -1,6 +1,7 @@
 """Short training runs for tests: ours by the app itself, and the same by plain transformers on one rank."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,22 @@ def train(config: Config) -> list[dict[str, float]]:
     """The metrics of a run of the app, a row a step."""
     pretrain.main(config)
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def turns_of(config: Config) -> list[float]:
+    """For each step of a run, the seconds after which a thread gives up Python's lock if another asks for it."""
+    found, own = list[float](), pretrain.seed_all_
+
+    def note(seed: int, step: int, rank: int) -> None:
+        found.append(sys.getswitchinterval())
+        own(seed, step, rank)
+
+    pretrain.seed_all_ = note
+    try:
+        pretrain.main(config)
+    finally:
+        pretrain.seed_all_ = own
+    return found
 
 
 def train_plainly(config: Config) -> list[dict[str, float]]:
