@@ -8,7 +8,8 @@ import torch
 import torch.nn.attention.varlen
 from attending import KEEPS, RUNS, assert_same, attend, make_attention_toy, plan_keep
 from torch import Tensor, nn
-from toy import Block, Count, gradients, make_batch, make_toy, plan_toy
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from toy import Block, Count, Toy, gradients, make_batch, make_toy, plan_toy
 
 from omni_mesh import MeshSpec
 from omni_mesh.mesh import Mesh
@@ -115,9 +116,9 @@ def test_a_kept_operator_runs_once_between_collectives_and_under_sharding(kind: 
         assert RUNS["attend"] == runs, keep
 
 
-def held_bytes(keep: str) -> int:
+def held_bytes(model: Toy) -> int:
     """Bytes that a forward pass leaves behind for the backward pass."""
-    model, x_BI = recompute_blocks(make_attention_toy(), plan_keep(keep)), make_batch(64)
+    x_BI = make_batch(64)
     before = alive_bytes()
     loss = model(x_BI).sum()
     held = alive_bytes() - before
@@ -132,10 +133,43 @@ def alive_bytes() -> int:
 
 
 def test_each_keep_holds_more_than_the_one_before() -> None:
-    nothing, attention, matmuls = (held_bytes(keep) for keep in ("nothing", "attention", "matmuls"))
+    nothing, attention, matmuls = (
+        held_bytes(recompute_blocks(make_attention_toy(), plan_keep(keep))) for keep in KEEPS
+    )
     output = 3 * 64 * 7 * 4
     assert output <= attention - nothing <= 2 * output
     assert matmuls - attention == output
+
+
+class Lasting(Block):
+    """A block that ends with a product, which is added to what came in, or squared before that."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__(width)
+        self.kind = kind
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        self.calls += 1
+        h_BH = self.linear(torch.tanh(self.linear(self.norm(x_BH))))
+        return x_BH + (h_BH.square() if self.kind == "squared" else h_BH)
+
+
+def make_lasting(kind: str) -> Toy:
+    model = make_toy()
+    torch.manual_seed(0)
+    model.layers = nn.ModuleList(Lasting(7, kind) for _ in model.blocks)
+    return model
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(("kind", "kept"), [("added", 1), ("squared", 2)])
+def test_what_the_backward_pass_does_not_ask_for_is_not_kept(kind: str, kept: int, early: bool) -> None:
+    plain = gradients(make_lasting(kind), make_batch())
+    with Count() as once, set_checkpoint_early_stop(early):
+        assert_same(plain, gradients(recompute_blocks(make_lasting(kind), plan_keep("matmuls")), make_batch()))
+    assert once.runs[MATMUL] == 3 * 2 + 2 + (3 * (2 - kept) if not early else 0)
+    held = [held_bytes(recompute_blocks(make_lasting(kind), plan_keep(keep))) for keep in ("nothing", "matmuls")]
+    assert held[1] - held[0] == kept * 3 * 64 * 7 * 4
 
 
 def test_only_the_planned_blocks_run_twice() -> None:

@@ -1,7 +1,8 @@
 """Recomputing activations in the backward pass, block by block (Chen et al., 2016, arXiv:1604.06174).
 
 A block may keep the outputs of a few operators all the same (Korthikanti et al., 2022, arXiv:2205.05198): what costs
-much to compute and little to hold, attention above all, then runs once. Of spread experts it keeps how much goes
+much to compute and little to hold, attention above all, then runs once. What nothing in the backward pass asks for, as
+the last product of a block that only adds it to what came in, is not kept. Of spread experts it keeps how much goes
 where.
 
 torch has selective recomputation too, but it wants a block to run the same operators twice, all of them; where a part
@@ -10,15 +11,16 @@ that are kept have to come in the same order.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
@@ -86,17 +88,30 @@ class Place:
     index: int
 
 
+@dataclass(slots=True)
+class Saves:
+    """How many tensors autograd has saved."""
+
+    number: int = 0
+
+
+UNNEEDED: Final = object()
+"""Stands for what an operator gave after which autograd saved nothing: recomputation ends before it."""
+
+
 class Shelf:
     """What the kept operators of a block give in its forward pass, in that order, for its recomputation."""
 
     def __init__(self) -> None:
-        self.kept: deque[tuple[OpOverload, Any]] = deque()
+        self.saves = Saves()
+        self.kept: deque[tuple[OpOverload, int, Any]] = deque()
+        """Of each operator what had been saved before, and what it gave."""
         self.saved: Tensor | None = None
         self.tensors: tuple[Tensor, ...] = ()
 
     def add(self, op: OpOverload, out: Any) -> None:
         """Put there what `op` gave."""
-        self.kept.append((op, tree_map_only(Tensor, _as_it_is, out)))
+        self.kept.append((op, self.saves.number, tree_map_only(Tensor, _as_it_is, out)))
 
     def close(self) -> None:
         """The forward pass is over. From here on autograd saves the tensors as it does others, so that whoever has a
@@ -107,14 +122,17 @@ class Shelf:
             tensors.append(_as_it_was(op, kept))
             return Place(len(tensors) - 1)
 
+        def settle(op: OpOverload, before: int, out: Any) -> Any:
+            return tree_map_only(Versioned, partial(save, op), out) if before < self.saves.number else UNNEEDED
+
         if not torch.is_grad_enabled():
             self.kept.clear()
-        self.kept = deque((op, tree_map_only(Versioned, partial(save, op), out)) for op, out in self.kept)
+        self.kept = deque((op, before, settle(op, before, out)) for op, before, out in self.kept)
         if tensors:
             self.saved = _save(torch.empty(0, requires_grad=True), *tensors)
 
     def take(self, op: OpOverload) -> Any:
-        """What `op` gave, which is next."""
+        """What `op` gave, which is next, or `UNNEEDED`."""
         if not self.kept or self.kept[0][0] != op:
             ran = self.kept[0][0].name() if self.kept else "nothing"
             raise RuntimeError(
@@ -124,7 +142,7 @@ class Shelf:
         if self.saved is not None:
             node: Any = self.saved.grad_fn
             self.tensors, self.saved = node.saved_tensors, None
-        return tree_map_only(Place, lambda place: self.tensors[place.index].detach(), self.kept.popleft()[1])
+        return tree_map_only(Place, lambda place: self.tensors[place.index].detach(), self.kept.popleft()[2])
 
 
 class _Save(torch.autograd.Function):
@@ -157,6 +175,25 @@ class Keep(TorchDispatchMode):
         return out
 
 
+@contextmanager
+def counted(saves: Saves) -> Iterator[None]:
+    """While open, what autograd saves is counted; saved it is as it would be."""
+    # torch has no public name for the hooks in force, of which only the last are called.
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    pack, unpack = hooks or (_itself, _itself)
+
+    def count(x: Tensor) -> Any:
+        saves.number += 1
+        return pack(x)
+
+    with saved_tensors_hooks(count, unpack):
+        yield
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
 class Recall(TorchDispatchMode):
     """While open, the operators of `keep` do not run: they give what they gave before, in the same order."""
 
@@ -165,9 +202,8 @@ class Recall(TorchDispatchMode):
         self.keep, self.shelf = keep, shelf
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _is_kept(self.keep, op, args, kwargs or {}):
-            return self.shelf.take(op)
-        return op(*args, **(kwargs or {}))
+        given = self.shelf.take(op) if _is_kept(self.keep, op, args, kwargs or {}) else UNNEEDED
+        return op(*args, **(kwargs or {})) if given is UNNEEDED else given
 
 
 def _as_it_is(x: Tensor) -> Versioned:
@@ -185,7 +221,12 @@ def _as_it_was(op: OpOverload, kept: Versioned) -> Tensor:
 
 def _contexts(keep: frozenset[str], experts: list[nn.Module], shelf: Shelf) -> tuple[Together, Together]:
     """What is open in one forward pass of a block, and in its recomputation."""
-    pairs: list[tuple[Opens, Opens]] = [(partial(Keep, keep, shelf), partial(Recall, keep, shelf))] if keep else []
+    pairs: list[tuple[Opens, Opens]] = []
+    if keep:
+        pairs += [
+            (partial(Keep, keep, shelf), partial(Recall, keep, shelf)),
+            (partial(counted, shelf.saves), nullcontext),
+        ]
     pairs += [remember_travels(experts)] if experts else []
     return Together([first for first, _ in pairs]), Together([again for _, again in pairs])
 
