@@ -1,14 +1,16 @@
 """Laws of what a model has its media encoded by: it is found in every family, and its features may be others."""
 
+from typing import Any
+
 import pytest
 import torch
 from senses import FILMING, HEARING, SEEING, make_model, make_processor, picture, sound, told_alone
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from omni_models import Media, encode_media, encoder_kinds, map_attention, map_encoders, use_attention
+from omni_models import Media, encode_media, encoder_kinds, map_attention, map_encoders, sized, use_attention
 from omni_models.encoders import EncodeFn, replace_features
-from omni_models.sized import encode_sized
+from omni_models.sized import encode_sized, tell_sizes
 
 
 @pytest.mark.parametrize("family", SEEING)
@@ -106,6 +108,28 @@ def test_a_tower_that_is_told_of_sizes_by_the_host_never_looks_at_those_of_the_d
     ):
         assert [len(each) for each in found.pooler_output] == [t * h * w // 4 for t, h, w in sizes]
         assert torch.equal(torch.cat(found.pooler_output), wanted)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_attention_of_a_tower_has_the_bounds_that_the_host_told(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(sized, "tell_sizes", lambda *args: told.append(tell_sizes(*args)) or told[-1])
+    seen: list[tuple[int, int]] = []
+
+    def attend(module, q_BNSD, k_BKSD, v_BKSD, mask=None, **facts):
+        seen.append((facts["cu_seqlens"].data_ptr(), facts["max_seqlen"]))
+        return v_BKSD.transpose(1, 2), None
+
+    model = use_attention(make_model(family), attend)
+    owner, hooks = model.model, len(model.model.visual._forward_pre_hooks)
+    rows = {"cu_seqlens": torch.tensor([0, 5]), "max_seqlen": 5}
+    encode_sized(
+        owner, "image", owner.get_image_features, torch.randn(48, 96), None, sizes=[(1, 4, 8), (1, 4, 4)], **rows
+    )
+    (facts,) = told
+    kinds = [("cu_seqlens", "max_seqlen"), ("cu_window_seqlens", "max_window_seqlen")]
+    assert {*seen} == {(facts[bounds].data_ptr(), facts[most]) for bounds, most in kinds if bounds in facts}
+    assert len(owner.visual._forward_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "glm4v", "gemma3"])
