@@ -18,8 +18,6 @@ class Host:
 
     memory: Tensor
     """Bytes."""
-    used: torch.Event | None = None
-    """Set once it was written or read last."""
 
 
 def make_host(nbytes: int, *, pin: bool, what: str, remedy: str) -> Host:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from omni_parallel.host import Host, make_host
+from omni_parallel.arena import Arena, Place
+from omni_parallel.host import make_host
 from omni_parallel.local import local
 from omni_parallel.plan import ParallelPlan
 
@@ -29,8 +30,6 @@ M = TypeVar("M", bound=nn.Module)
 
 SMALLEST: Final = 1 << 20
 """Bytes of the smallest tensor that is worth the way."""
-SLACK: Final = 1.25
-"""How much more memory of the host may be held than has ever been needed at once."""
 
 
 def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) -> M:
@@ -38,8 +37,7 @@ def offload_blocks(model: M, plan: ParallelPlan, *, smallest: int = SMALLEST) ->
 
     Parameters stay where they are, and so do tensors of less than `smallest` bytes. Numbers are the same to the bit.
     Apply it after `recompute_blocks` and before `shard_fsdp`. Host memory is pinned when it is first needed, and used
-    again in each step: of this rank, as many bytes as those blocks keep; up to a quarter more where sizes differ from
-    step to step, as those of tokens that come to spread experts do.
+    again in each step, whatever the sizes then: of this rank, as many bytes as those blocks have ever kept at once.
 
     Raises:
         ValueError: in the first step, if the host has not that much to pin.
@@ -79,11 +77,11 @@ class Group:
 class Away:
     """Stands for a tensor that was put away."""
 
-    def __init__(self, here: Tensor, host: Host, group: Group) -> None:
+    def __init__(self, here: Tensor, arena: Arena, place: Place, group: Group) -> None:
         self.here: Tensor | None = here.detach()
         """The tensor, until its copy is made; without its history, which holds what is kept, and so this."""
         self.version = here._version
-        self.host = host
+        self.arena, self.place = arena, place
         self.group = group
         self.size, self.stride, self.device = here.size(), here.stride(), here.device
         self.dtype, self.nbytes = here.dtype, here.nbytes
@@ -101,9 +99,17 @@ class Away:
             and self.version == x._version
         )
 
-    def there(self) -> Tensor:
-        """Its memory of the host as a tensor that lies as the one did that it stands for."""
-        return self.host.memory[: self.nbytes].view(self.dtype).as_strided(self.size, self.stride)
+    def write(self, x: Tensor) -> None:
+        """Copy the numbers of `x`, for which it stands, to the host."""
+        own = _bytes_of(x)
+        for first, last, memory in self.arena.parts(self.place, self.nbytes):
+            memory.copy_(own[first:last], non_blocking=True)
+
+    def read(self, x: Tensor) -> None:
+        """Copy them to `x`, which lies as the one did for which it stands."""
+        own = _bytes_of(x)
+        for first, last, memory in self.arena.parts(self.place, self.nbytes):
+            own[first:last].copy_(memory, non_blocking=True)
 
     def check(self) -> None:
         """Raises `RuntimeError` if the tensor is not what it was."""
@@ -119,12 +125,8 @@ class Depot:
 
     def __init__(self, smallest: int) -> None:
         self.smallest = smallest
-        self.free: dict[int, list[Host]] = {}
-        """Memory that nobody uses, by bytes."""
-        self.returned: deque[Host] = deque()
-        """Memory that nobody uses any longer, from whichever thread."""
-        self.held = self.most = 0
-        """Bytes of all memory of the host that there is, and the most that were in use at once."""
+        self.arenas: dict[torch.device, Arena] = {}
+        """Memory of the host for tensors of each device."""
         self.last: Group | None = None
         self.leaving: deque[tuple[torch.Event | None, list[Away]]] = deque()
         """By block: what is to wait for before its tensors may go, and what they are."""
@@ -147,20 +149,18 @@ class Depot:
             for known in held:
                 if known.is_of(x):
                     return known
-        away = Away(x, self._find_host(x), self.last)
-        weakref.finalize(away, self.returned.append, away.host)
-        target = away.there()
+        arena = self._arena(x.device)
+        away = Away(x, arena, arena.take(x.nbytes), self.last)
+        weakref.finalize(away, arena.returned.append, away.place)
         if x.is_cuda:
-            out, _ = self._ways(x.device)
+            out, back = self._ways(x.device)
             out.wait_stream(torch.cuda.current_stream(x.device))
-            if away.host.used is not None:
-                out.wait_event(away.host.used)
+            out.wait_stream(back)  # What was there before may still be on its way.
             with torch.cuda.stream(out), torch.no_grad():
-                target.copy_(x, non_blocking=True)
-            away.written = away.host.used = out.record_event()
+                away.write(x)
+            away.written = out.record_event()
         else:
-            with torch.no_grad():
-                target.copy_(x)
+            away.write(x)
         _, held = self.leaving.pop()
         self.leaving.append((away.written, [*held, away]))
         self.last.away.add(away)
@@ -186,18 +186,17 @@ class Depot:
         """Let `away` be on its way back."""
         if away.back is not None or away.here is not None:
             return
-        source = away.there()
-        away.back = torch.empty_strided(away.size, away.stride, dtype=source.dtype, device=away.device)
+        away.back = torch.empty_strided(away.size, away.stride, dtype=away.dtype, device=away.device)
         if away.written is None:
-            away.back.copy_(source)
+            away.read(away.back)
             return
         _, back = self._ways(away.device)
         back.wait_stream(torch.cuda.current_stream(away.device))  # Its memory may still be in use there.
         back.wait_event(away.written)
         with torch.cuda.stream(back):
-            away.back.copy_(source, non_blocking=True)
+            away.read(away.back)
         away.back.record_stream(back)  # It may be dropped unused.
-        away.arrived = away.host.used = back.record_event()
+        away.arrived = back.record_event()
 
     def _release(self, *, but: int) -> None:
         """Forget the tensors of all blocks but the last few, after what comes has waited for their copies."""
@@ -209,34 +208,12 @@ class Depot:
                 away.check()
                 away.here = None
 
-    def _find_host(self, x: Tensor) -> Host:
-        """Memory for `x`: of its size, or a little larger, or else new, before which other memory that is free goes."""
-        while self.returned:
-            host = self.returned.popleft()
-            self.free.setdefault(host.memory.nbytes, []).append(host)
-        fits = [x.nbytes] if x.nbytes in self.free else [s for s in self.free if x.nbytes <= s <= SLACK * x.nbytes]
-        host = self._take(min(fits)) if fits else None
-        using = self.held - sum(size * len(hosts) for size, hosts in self.free.items()) + (0 if host else x.nbytes)
-        self.most = max(self.most, using)
-        if host is None:
-            while self.free and self.held + x.nbytes > SLACK * self.most:
-                self._drop(self._take(next(iter(self.free))))
+    def _arena(self, device: torch.device) -> Arena:
+        if device not in self.arenas:
             remedy = "offload fewer blocks, or have them keep less"
-            host = make_host(x.nbytes, pin=x.is_cuda, what="activations", remedy=remedy)
-            self.held += host.memory.nbytes
-        return host
-
-    def _take(self, size: int) -> Host:
-        hosts = self.free[size]
-        host = hosts.pop()
-        if not hosts:
-            del self.free[size]
-        return host
-
-    def _drop(self, host: Host) -> None:
-        if host.used is not None:
-            host.used.synchronize()
-        self.held -= host.memory.nbytes
+            make = partial(make_host, pin=device.type == "cuda", what="activations", remedy=remedy)
+            self.arenas[device] = Arena(make)
+        return self.arenas[device]
 
     def _ways(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
         if self.ways is None:
@@ -261,6 +238,11 @@ def _is_weight(x: Tensor, modules: list[nn.Module], experts: list[nn.Module]) ->
     weights = [w for module, w in shown if w is not None and (module in experts or not isinstance(w, nn.Parameter))]
     places = {local(weight).untyped_storage().data_ptr() for weight in weights}
     return x.untyped_storage().data_ptr() in places - {0}
+
+
+def _bytes_of(x: Tensor) -> Tensor:
+    """All bytes of a dense tensor, as they lie."""
+    return x.detach().as_strided((x.numel(),), (1,), x.storage_offset()).view(torch.uint8)
 
 
 def _is_dense(x: Tensor) -> bool:
