@@ -18,3 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Each device there is."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew(request: pytest.FixtureRequest) -> None:
+    """Each test is a model of its own, and torch compiles no function for more than eight kinds of arguments."""
+    if request.node.get_closest_marker("gpu"):
+        torch.compiler.reset()

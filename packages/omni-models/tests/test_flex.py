@@ -11,12 +11,6 @@ from omni_models.attention import eager
 from omni_models.flex import BLOCK, find_ranges, flex, flex_problems, list_blocks
 
 
-@pytest.fixture(autouse=True)
-def compiled_anew() -> None:
-    """Each test is a model of its own, and torch compiles no function for more than eight kinds of arguments."""
-    torch.compiler.reset()
-
-
 def make_bounds(rows: list[list[int]]) -> Tensor:
     return torch.tensor([0, *(length for row in rows for length in row)]).cumsum(0).to(torch.int32)
 
