@@ -271,7 +271,7 @@ def test_two_models_do_not_disturb_one_another() -> None:
     assert forward.__globals__["apply_rotary_pos_emb"] is rotate
     apply_kernels(other, torch_kernels([]), ("rope",))
     run(model)
-    assert {name: calls.count(name) for name in NAMES} == {"rms_norm": 9, "swiglu": 2, "rope": 2}
+    assert {name: calls.count(name) for name in NAMES} == {"rms_norm": 9, "swiglu": 2, "rope": 2, "patches": 0}
 
 
 def test_only_the_kernels_named_are_used_and_none_twice() -> None:

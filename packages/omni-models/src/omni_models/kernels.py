@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from omni_models.experts import is_experts
 from omni_models.fused import Kernels, make_triton
 from omni_models.padded import gated_mlp, pad_width, pads
+from omni_models.patches import Patches, embed_patches, find_patches
 from omni_models.proofs import (
     Gate,
     Gated,
@@ -32,12 +33,14 @@ from omni_models.proofs import (
     prove_norm,
 )
 from omni_models.proofs_rope import Rope, looks_like_attention, prove_rope, prove_tables
+from omni_models.rotate import rotate_problem
 from omni_models.rows import has_triton
 
 M = TypeVar("M", bound=PreTrainedModel)
-Fit = Norm | Gated | Gate | Rope
-NAMES = ("rms_norm", "swiglu", "rope")
-"""The kernels by name. "swiglu" is gating by SiLU or by the tanh form of GELU."""
+Fit = Norm | Gated | Gate | Rope | Patches
+NAMES = ("rms_norm", "swiglu", "rope", "patches")
+"""The kernels by name. "swiglu" is gating by SiLU or by the tanh form of GELU, "patches" a product instead of a
+convolution."""
 _FUSED = "omni_kernel"
 """The attribute of a module that holds the name of the kernel in its forward."""
 
@@ -57,7 +60,7 @@ def use_kernels(model: M, names: Literal["auto"] | Sequence[str] = "auto", *, de
     """
     problems = kernel_problems(device_type)
     if names == "auto":
-        return model if problems else apply_kernels(model, make_triton(), fitting_kernels(model))
+        return model if problems else apply_kernels(model, make_triton())
     if unknown := _unknown(names):
         raise ValueError(unknown)
     if problems and names:
@@ -65,15 +68,17 @@ def use_kernels(model: M, names: Literal["auto"] | Sequence[str] = "auto", *, de
     return apply_kernels(model, make_triton(), names) if names else model
 
 
-def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] = NAMES) -> M:
-    """The same model, whose forwards call `kernels` wherever one of those named is proven to fit. Donates `model`.
+def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] | None = None) -> M:
+    """The same model, whose forwards call `kernels` wherever one of those named is proven to fit; None names all that
+    do. Donates `model`.
 
     Raises:
         ValueError: for an unknown name, and for one that fits no module.
     """
+    plan = plan_kernels(model)
+    names = _fitting(plan) if names is None else names
     if unknown := _unknown(names):
         raise ValueError(unknown)
-    plan = plan_kernels(model)
     fused = {getattr(module, _FUSED, None) for module in model.modules()}
     found = fused | {_name(fit) for fit in plan.values() if not isinstance(fit, str)}
     if idle := [name for name in names if name not in found]:
@@ -103,7 +108,11 @@ def describe_kernels(model: PreTrainedModel, *, device_type: str) -> dict[str, s
 
 def fitting_kernels(model: PreTrainedModel) -> tuple[str, ...]:
     """The names of the kernels that fit somewhere in `model`. Pure."""
-    found = {_name(fit) for fit in plan_kernels(model).values() if not isinstance(fit, str)}
+    return _fitting(plan_kernels(model))
+
+
+def _fitting(plan: dict[nn.Module, Fit | str]) -> tuple[str, ...]:
+    found = {_name(fit) for fit in plan.values() if not isinstance(fit, str)}
     return tuple(name for name in NAMES if name in found)
 
 
@@ -135,6 +144,8 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
                 key, prove = find_traits(module), prove_gated
             elif looks_like_attention(module):
                 key, prove = (type(module),), partial(prove_rope, repeats=repeats)
+            elif patches := find_patches(module):
+                key, prove = (patches,), lambda _, patches=patches: patches
             else:
                 continue
             if {"forward", "_apply_gate"} & vars(module).keys():
@@ -146,7 +157,7 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
     return plan
 
 
-def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope, kernels: Kernels) -> Callable[..., Any]:
+def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope | Patches, kernels: Kernels) -> Callable[..., Any]:
     """A forward for modules of which `fit` is proven."""
     match fit:
         case Norm():
@@ -156,6 +167,8 @@ def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope, kernels: Kernel
         case Rope():
             assert isinstance(forward, FunctionType)
             return _rebind(forward, fit.name, _fuse_rope(fit, kernels.rope))
+        case Patches():
+            return embed_patches(fit, forward)
 
 
 def _fuse_norm(norm: Norm, rms_norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -205,7 +218,7 @@ def _fuse_rope(fit: Rope, rope: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
         if tokens_first:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
         width = 2 * cos.shape[-1] if fit.half else cos.shape[-1]
-        if problem := _rope_problem((q, k, cos, sin), width, given.arguments.get("unsqueeze_dim", 1)):
+        if problem := rotate_problem((q, k, cos, sin), width, given.arguments.get("unsqueeze_dim", 1)):
             raise ValueError(problem)
         if fit.wide:
             cos, sin = cos.float(), sin.float()
@@ -218,28 +231,6 @@ def _fuse_rope(fit: Rope, rope: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
         return (q[0], k[0]) if alone else (q, k)
 
     return rotate
-
-
-def _rope_problem(inputs: tuple[Tensor, Tensor, Tensor, Tensor], width: int, unsqueeze_dim: int) -> str | None:
-    """Why the kernel cannot turn these inputs, in words: it reads tables unchecked, and hands them no gradient."""
-    q, k, cos, sin = inputs
-    B, _, S, D = q.shape
-    fits = (
-        (k.shape[0], k.shape[2], k.shape[3]) == (B, S, D)
-        and cos.shape == sin.shape
-        and cos.shape[:-1] in {(1, S), (B, S)}
-        and width <= D
-        and unsqueeze_dim in (1, 2)
-        and not cos.requires_grad
-    )
-    if fits:
-        return None
-    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-    return (
-        "the fused rope turns queries and keys by constant tables (1 or B, S, up to D); "
-        f"got q, k, cos and sin of {shapes} with unsqueeze_dim {unsqueeze_dim}. "
-        "Leave rope out of the names of use_kernels."
-    )
 
 
 def _rebind(forward: FunctionType, name: str, rotate: Callable[..., Any]) -> FunctionType:
@@ -255,7 +246,7 @@ def _rebind(forward: FunctionType, name: str, rotate: Callable[..., Any]) -> Fun
 
 
 def _name(fit: Fit) -> str:
-    return {Norm: "rms_norm", Gated: "swiglu", Gate: "swiglu", Rope: "rope"}[type(fit)]
+    return {Norm: "rms_norm", Gated: "swiglu", Gate: "swiglu", Rope: "rope", Patches: "patches"}[type(fit)]
 
 
 def _use(module: nn.Module) -> str:
@@ -282,6 +273,8 @@ def _say(fit: Fit | str) -> str:
             return "swiglu (SiLU, of experts)"
         case Rope():
             return f"rope ({'fp32' if fit.wide else 'in the dtype it is given'}{', of patches' if fit.flat else ''})"
+        case Patches():
+            return f"patches ({' x '.join(map(str, fit.size))}, a product)"
         case _:
             return f"not fused: {fit}"
 

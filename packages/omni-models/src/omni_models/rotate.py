@@ -30,6 +30,29 @@ def rotate(q_BNSD: Tensor, k_BKSD: Tensor, cos: Tensor, sin: Tensor, width: int)
     return _turn(q_BNSD, cos, sin, width), _turn(k_BKSD, cos, sin, width)
 
 
+def rotate_problem(inputs: tuple[Tensor, Tensor, Tensor, Tensor], width: int, unsqueeze_dim: int) -> str | None:
+    """Why `rotate` cannot turn these queries, keys and tables, in words: it reads tables unchecked, and hands them no
+    gradient. Pure."""
+    q, k, cos, sin = inputs
+    B, _, S, D = q.shape
+    fits = (
+        (k.shape[0], k.shape[2], k.shape[3]) == (B, S, D)
+        and cos.shape == sin.shape
+        and cos.shape[:-1] in {(1, S), (B, S)}
+        and width <= D
+        and unsqueeze_dim in (1, 2)
+        and not cos.requires_grad
+    )
+    if fits:
+        return None
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    return (
+        "the fused rope turns queries and keys by constant tables (1 or B, S, up to D); "
+        f"got q, k, cos and sin of {shapes} with unsqueeze_dim {unsqueeze_dim}. "
+        "Leave rope out of the names of use_kernels."
+    )
+
+
 class Rotate(torch.autograd.Function):
     """The same by kernels. A turn is undone by the opposite one, and so is its gradient."""
 
