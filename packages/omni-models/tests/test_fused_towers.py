@@ -13,17 +13,21 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention, apply_rotary_pos_emb_vision, rotate_half
 
 from omni_models.fused import make_triton
-from omni_models.kernels import _fuse_rope, apply_kernels, describe_kernels, fitting_kernels, use_kernels
+from omni_models.kernels import apply_kernels, describe_kernels, fitting_kernels, use_kernels
 from omni_models.proofs_rope import ROTATE_FLAT, Rope
 from omni_models.rows import has_triton
+from omni_models.turning import fuse_rope
 
-TURNS = "rope (fp32, of patches)"
+TURNS = "rope (fp32, of patches, heads of 8 padded to 32 in 16 bits)"
 FOUND = {
     "qwen2_vl": {"VisionAttention": TURNS},
     "qwen2_5_vl": {"Qwen2_5_VLVisionAttention": TURNS, "Qwen2_5_VLMLP": "swiglu (SiLU)"},
     "qwen3_vl": {"Qwen3VLVisionAttention": TURNS},
     "glm4v": {"Glm4vVisionAttention": TURNS, "Glm4VisionMlp": "swiglu (SiLU)"},
-    "qwen2_5_omni_thinker": {"Qwen2_5OmniVisionAttention": TURNS, "Qwen2_5OmniMLP": "swiglu (SiLU)"},
+    "qwen2_5_omni_thinker": {
+        "Qwen2_5OmniVisionAttention": "rope (fp32, of patches)",
+        "Qwen2_5OmniMLP": "swiglu (SiLU)",
+    },
 }
 """What is recognised in the tower of each family."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -99,7 +103,7 @@ def turn_and_back(rotate: Callable[..., Any], inputs: tuple[list[Tensor], list[T
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_patches_are_turned_to_the_same_bits(dtype: torch.dtype) -> None:
-    rotate = _fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
+    rotate = fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
     inputs = draw_patches(dtype)
     (got, d_got), (want, d_want) = (turn_and_back(each, inputs) for each in (rotate, apply_rotary_pos_emb_vision))
     for have, should in zip(got, want, strict=True):
@@ -117,7 +121,7 @@ def test_patches_are_turned_to_the_same_bits(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("shared", [True, False])
 def test_rows_of_patches_are_turned_to_the_same_bits(rows: int, shared: bool) -> None:
-    rotate = _fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
+    rotate = fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
     heads, tables = draw_patches(torch.bfloat16)
     heads = [torch.stack([x.roll(i, 0) for i in range(rows)]) for x in heads]
     if not shared:
@@ -185,7 +189,7 @@ def test_a_function_that_computes_in_its_own_dtype_is_fused_as_such() -> None:
     for block in tower_of(model).blocks:
         block.attn.__class__ = turning(narrow)
     plain = copy.deepcopy(model)
-    assert describe_kernels(model, device_type="cuda")["Other"] == "rope (in the dtype it is given, of patches)"
+    assert describe_kernels(model, device_type="cuda")["Other"] == TURNS.replace("fp32", "in the dtype it is given")
     equal(run(apply_kernels(model, torch_kernels(calls), ("rope",))), run(plain))
     assert calls == ["rope"] * 2
 
@@ -216,7 +220,7 @@ def test_two_towers_do_not_disturb_one_another() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 80), (9, 82), (80,), (1, 9, 80)])
 def test_tables_that_do_not_match_the_patches_are_refused(shape: tuple[int, ...]) -> None:
-    rotate = _fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
+    rotate = fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
     heads, _ = draw_patches(torch.float32)
     with pytest.raises(ValueError, match=r"got q, k, cos and sin of .* Leave rope out of the names"):
         rotate(*heads, torch.ones(shape), torch.ones(shape))
@@ -226,7 +230,7 @@ def test_tables_that_do_not_match_the_patches_are_refused(shape: tuple[int, ...]
 @pytest.mark.skipif(not has_triton(), reason="needs triton")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_on_a_gpu_patches_are_turned_to_the_same_bits(dtype: torch.dtype) -> None:
-    rotate = _fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
+    rotate = fuse_rope(Rope(apply_rotary_pos_emb_vision, half=False, wide=True, flat=True), make_triton().rope)
     inputs = draw_patches(dtype, "cuda")
     (got, d_got), (want, d_want) = (turn_and_back(each, inputs) for each in (rotate, apply_rotary_pos_emb_vision))
     assert all(map(torch.equal, got, want))

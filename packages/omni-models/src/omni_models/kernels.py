@@ -6,11 +6,10 @@ modeling files and other models stay as they are.
 Dimensions: B rows, S tokens a row, N query heads, K key heads, D head dim, H features.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,8 +32,9 @@ from omni_models.proofs import (
     prove_norm,
 )
 from omni_models.proofs_rope import Rope, looks_like_attention, prove_rope, prove_tables
-from omni_models.rotate import rotate_problem
 from omni_models.rows import has_triton
+from omni_models.turning import bind_rope, widen_rope
+from omni_models.wide_heads import round_heads
 
 M = TypeVar("M", bound=PreTrainedModel)
 Fit = Norm | Gated | Gate | Rope | Patches
@@ -143,7 +143,7 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
             elif looks_like_mlp(module):
                 key, prove = find_traits(module), prove_gated
             elif looks_like_attention(module):
-                key, prove = (type(module),), partial(prove_rope, repeats=repeats)
+                key, prove = (type(module), getattr(module, "head_dim", 0)), partial(_prove_rope, repeats=repeats)
             elif patches := find_patches(module):
                 key, prove = (patches,), lambda _, patches=patches: patches
             else:
@@ -157,6 +157,11 @@ def plan_kernels(model: PreTrainedModel) -> dict[nn.Module, Fit | str]:
     return plan
 
 
+def _prove_rope(module: nn.Module, repeats: Mapping[str, bool | str]) -> Rope | str:
+    fit = prove_rope(module, repeats)
+    return fit if isinstance(fit, str) else widen_rope(module, fit)
+
+
 def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope | Patches, kernels: Kernels) -> Callable[..., Any]:
     """A forward for modules of which `fit` is proven."""
     match fit:
@@ -165,8 +170,7 @@ def _fuse(forward: Callable[..., Any], fit: Norm | Gated | Rope | Patches, kerne
         case Gated():
             return _fuse_gated(fit, kernels.silu_mul if fit.act == "silu" else kernels.gelu_mul)
         case Rope():
-            assert isinstance(forward, FunctionType)
-            return _rebind(forward, fit.name, _fuse_rope(fit, kernels.rope))
+            return bind_rope(forward, fit, kernels.rope)
         case Patches():
             return embed_patches(fit, forward)
 
@@ -201,50 +205,6 @@ def _fuse_gated(
     return forward
 
 
-def _fuse_rope(fit: Rope, rope: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A function of the signature of `fit.rotate`, for tensors on any device that `rope` runs on."""
-    signature = inspect.signature(fit.rotate)
-
-    def rotate(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        q, k, cos, sin = (given.arguments[name] for name in ("q", "k", "cos", "sin"))
-        alone = fit.flat and q.ndim == 3
-        if alone:
-            q, k, cos, sin = (x[None] for x in (q, k, cos, sin))
-        elif fit.flat and cos.ndim == sin.ndim == 2:
-            cos, sin = cos[None], sin[None]
-        tokens_first = fit.flat or given.arguments.get("unsqueeze_dim", 1) == 2
-        if tokens_first:
-            q, k = q.transpose(1, 2), k.transpose(1, 2)
-        width = 2 * cos.shape[-1] if fit.half else cos.shape[-1]
-        if problem := rotate_problem((q, k, cos, sin), width, given.arguments.get("unsqueeze_dim", 1)):
-            raise ValueError(problem)
-        if fit.wide:
-            cos, sin = cos.float(), sin.float()
-        else:
-            dtype = torch.promote_types(q.dtype, cos.dtype)
-            q, k, cos, sin = (x.to(dtype) for x in (q, k, cos, sin))
-        q, k = rope(q, k, cos, sin, width)
-        if tokens_first:
-            q, k = q.transpose(1, 2), k.transpose(1, 2)
-        return (q[0], k[0]) if alone else (q, k)
-
-    return rotate
-
-
-def _rebind(forward: FunctionType, name: str, rotate: Callable[..., Any]) -> FunctionType:
-    """The same code, in which `name` means `rotate`.
-
-    The name is private to transformers, and no argument or registry reaches the function behind it; a copy of the
-    code's mapping of names does, and leaves the modeling file and other models alone.
-    """
-    names = {**forward.__globals__, name: rotate}
-    rebound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    rebound.__kwdefaults__ = forward.__kwdefaults__
-    return rebound
-
-
 def _name(fit: Fit) -> str:
     return {Norm: "rms_norm", Gated: "swiglu", Gate: "swiglu", Rope: "rope", Patches: "patches"}[type(fit)]
 
@@ -272,7 +232,9 @@ def _say(fit: Fit | str) -> str:
         case Gate():
             return "swiglu (SiLU, of experts)"
         case Rope():
-            return f"rope ({'fp32' if fit.wide else 'in the dtype it is given'}{', of patches' if fit.flat else ''})"
+            wider = f", heads of {fit.dim} padded to {round_heads(fit.dim)} in 16 bits" if fit.dim else ""
+            dtype = "fp32" if fit.wide else "in the dtype it is given"
+            return f"rope ({dtype}{', of patches' if fit.flat else ''}{wider})"
         case Patches():
             return f"patches ({' x '.join(map(str, fit.size))}, a product)"
         case _:

@@ -39,12 +39,14 @@ class Rope:
         wide: it computes in fp32 whatever it is given.
         flat: it takes tokens before heads, (S, N, D) or (B, S, N, D), and tables of (S, D) or (B, S, D), as
             `ROTATE_FLAT` does; otherwise (B, N, S, D) and (B, S, D), as `ROTATE` does.
+        dim: of the heads, if they may be padded, see `wide_heads`; 0 leaves them as they are.
     """
 
     rotate: Callable[..., tuple[Tensor, Tensor]]
     half: bool
     wide: bool
     flat: bool = False
+    dim: int = 0
 
     @property
     def name(self) -> str:
