@@ -37,6 +37,7 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "qwen2.5-vl-7b-32768-2x-h200": _MEDIA,
         "qwen2.5-vl-7b-32768-2x-h200-bf16-moments": _MEDIA,
+        "qwen2.5-vl-7b-32768-2x-h200-offload": _MEDIA,
         "qwen3-0.6b-8192-1x-h200-recompute": _OLD,
         "qwen3-0.6b-8192-2x-h200-replicate": _OLD,
         "qwen3-0.6b-8192-2x-h200-shard": _OLD,
