@@ -76,6 +76,7 @@ def as_json(told: Forecast) -> dict[str, Any]:
         "kernels": {part: list(words) for part, words in subject.kernels.items()},
         "asked": _outlook_json(told, told.asked, told.traffic) if told.asked else None,
         "wrong": list(subject.wrong),
+        "left_out": subject.left_out,
         "best": [
             _outlook_json(told, one, told.best_traffic if i == 0 else ()) for i, one in enumerate(told.found.best)
         ],

@@ -23,6 +23,8 @@ def make_page(told: Forecast) -> str:
     ]
     if not subject.cluster.gpu.measured:
         parts.append("<p class=no>This GPU was not measured: its speeds are scaled by data sheets.</p>")
+    if subject.left_out:
+        parts.append(f"<p class=no>Left out are {words(subject.left_out)}.</p>")
     if told.asked:
         parts.append(_section("As asked for", told.asked, told.traffic))
     else:

@@ -42,6 +42,8 @@ def tell_forecast(told: Forecast) -> str:
     if moments := tell_moments(run.optim):
         lines.append(f"state     {moments}")
     lines += [f"{'computes' if i == 0 else '':<10}{line}" for i, line in enumerate(_parts(told))]
+    if subject.left_out:
+        lines.append(f"left out  {subject.left_out}")
     if run.explain:
         lines += ["", *(f"{part:<10}{line}" for part, words in subject.kernels.items() for line in words)]
     if told.asked and told.asked.fits:

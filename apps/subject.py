@@ -95,6 +95,12 @@ class Subject:
         """Of a step, over all ranks."""
         return self.asked.run.batch or -(-12 // self.asked.gpus) * self.asked.gpus
 
+    @property
+    def left_out(self) -> str:
+        """What a step of this model may do beside, and is not in the plan, in words; "" for nothing."""
+        towers = len(self.facts.blocks) - len(self.sizes.blocks)
+        return f"media: rows are of text, and the {towers} blocks of towers count as parameters alone" if towers else ""
+
 
 def read_subject(asked: Config) -> Subject:
     """What `asked` is about. Effect: reads files, and the hub if asked to.

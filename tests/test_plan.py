@@ -301,6 +301,14 @@ def test_a_step_is_no_longer_than_the_sum_of_its_passes(tiny: Subject) -> None:
     assert one.how.passes == 1 and two.how.passes == 2 and one.pace.seconds < two.pace.seconds
 
 
+def test_what_a_plan_of_a_model_that_sees_leaves_out_is_told(told: Forecast) -> None:
+    seeing = forecast(read_subject(Config(run=replace(TINY, model="tiny-vl"), gpus=2)))
+    why = "media: rows are of text, and the 2 blocks of towers count as parameters alone"
+    assert f"left out  {why}" in tell_forecast(seeing)
+    assert f"Left out are {why}." in make_page(seeing) and as_json(seeing)["left_out"] == why
+    assert "left out" not in tell_forecast(told) and as_json(told)["left_out"] == ""
+
+
 def test_the_app_prints_and_writes(tmp_path: Path) -> None:
     page = tmp_path / "deep" / "plan.html"
     words = ["--model", "tiny", "--gpus", "2", "--batch", "4", "--json", "--html", str(page)]
