@@ -24,6 +24,8 @@ D = TypeVar("D")
 
 _INTERRUPTED: Final = 128 + signal.SIGINT
 """The code with which Ctrl-C ends a command."""
+_CODE: Final = " " * 4
+"""How a line of source begins in a traceback."""
 
 
 class HasMesh(Protocol):
@@ -93,12 +95,12 @@ def start(
     except ValueError as problem:
         _tell(f"{problem}\n{keep_trace(problem, config.out)}")
     except SystemExit as leaving:
-        if leaving.code == _INTERRUPTED and (words := _ask_what_is_left(left, config)):
+        if leaving.code == _INTERRUPTED and (words := ask_what_is_left(left, config)):
             print(without_secrets(words), file=sys.stderr, flush=True)
         raise
 
 
-def _ask_what_is_left(left: Callable[[C], str], config: C) -> str:
+def ask_what_is_left(left: Callable[[T], str], config: T) -> str:
     """What `left` says; that it cannot be said, if storage does not answer: the run has ended all the same."""
     try:
         return left(config)
@@ -155,16 +157,18 @@ def _tell_loading() -> None:
 def keep_trace(error: BaseException, out: Path) -> str:
     """Where the traceback of `error` can be found from now on, in words. Effect: adds it to `errors.log` in `out`.
 
-    That nobody meant this error for the user is seen there only. Where nothing can be written, the words are it.
+    That nobody meant this error for the user is seen there only. Where nothing can be written, the words are it. What
+    the error says is told by flags, as to the user.
     """
-    trace = without_secrets("".join(traceback.format_exception(error)))
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    trace = without_secrets("\n".join(line if line.startswith(_CODE) else by_flags(line) for line in lines))
     when = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()} of {socket.gethostname()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "errors.log").open("a") as file:
-            file.write(f"{when}\n{trace}\n")
+            file.write(f"{when}\n{trace}\n\n")
     except OSError as problem:
-        return f"The traceback, as {out} cannot be written ({problem.strerror}):\n{trace}"
+        return f"The traceback, as {out} cannot be written ({problem.strerror}):\n{trace}\n"
     return f"The traceback is in {out / 'errors.log'}."
 
 

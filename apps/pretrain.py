@@ -102,6 +102,7 @@ def train(config: Config, run: Decision, *, asked: object, app: str = "pretrain"
         first, stop, due = state.step, min(config.steps, config.stop_after or config.steps), False
         begin = expect_steps(dog, mesh, config.timeout_s)
         with (
+            keeper.telling(),
             closing(read_batches(config, run, cursor, mesh)) as batches,
             tracking(config, asked, first=first, chief=chief, allowing=dog.allowing) as track,
             Reporter(config, run, world, first=first, about=about, track=track) as report,

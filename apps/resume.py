@@ -3,8 +3,8 @@
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +13,12 @@ from about import check_about
 from disk import size_of
 from order import name_positions
 from patience import MARGIN_S
+from preflight import ask_what_is_left
 from redact import without_secrets
 from request import Config
 from room import free_memory
 from torch import nn
-from watch import what_stands
+from watch import what_error_left, what_stands
 
 from omni_ckpt import (
     At,
@@ -120,13 +121,23 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> None:
         try:
-            self.wait()
-        except (ValueError, OSError, RuntimeError) as error:
-            if kind is None:
-                raise
-            tell_on_stderr(f"A checkpoint that was being written is lost, too: {error}")
+            self._end_save(failing=kind is not None)
         finally:
             self.held.close()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """While open, an error that ends the run tells what there is to go on from. Those of numbers do so by
+        themselves."""
+        try:
+            yield
+        except ValueError as problem:
+            self._end_save(failing=True)
+            raise ValueError(f"{problem}\n{ask_what_is_left(what_error_left, self.config)}") from problem
+        except (OSError, RuntimeError, MemoryError) as problem:
+            self._end_save(failing=True)
+            problem.add_note(ask_what_is_left(what_error_left, self.config))
+            raise
 
     def make_room(self, state: TrainState, cursor: Cursor) -> str:
         """Make room in host memory for checkpoints of such a state, if they are to be written in the background; how
@@ -193,6 +204,15 @@ class Keeper:
         if saving is not None:
             with self.allowing(SAVE_S):
                 saving()
+
+    def _end_save(self, *, failing: bool) -> None:
+        """As `wait`; that it failed is told if something else did before."""
+        try:
+            self.wait()
+        except (ValueError, OSError, RuntimeError) as error:
+            if not failing:
+                raise
+            tell_on_stderr(f"A checkpoint that was being written is lost, too: {error}")
 
     def _tree(self, state: TrainState, cursor: Cursor) -> dict[str, Any]:
         held = state_tree(state, frozen=self.config.keeps_frozen())

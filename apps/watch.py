@@ -127,6 +127,14 @@ def what_interrupt_left(config: Config) -> str:
     )
 
 
+def what_error_left(config: Config) -> str:
+    """What there is of a run that an error ended, in words. Effect: looks for checkpoints."""
+    more = f"--save-every, now {config.save_every}, saves more often."
+    if newest := latest(config.checkpoints()):
+        return f"{newest} stands: the next run goes on from it, and takes the steps since then again. {more}"
+    return f"No checkpoint was complete yet: the next run starts anew. {more}"
+
+
 def what_interrupt_left_of(asked: HoldsRun) -> str:
     """The same of an app whose configuration holds that of a run. Effect: as that."""
     return what_interrupt_left(asked.run)
@@ -174,7 +182,7 @@ def append_row(path: Path, row: Row) -> None:
             file.write(json.dumps(row) + "\n")
     except OSError as problem:
         raise ValueError(
-            f"{path} cannot be written: {problem.strerror}. The same command goes on from the newest checkpoint."
+            f"{path} cannot be written: {problem.strerror}. Make room, or get the right to write there."
         ) from problem
 
 

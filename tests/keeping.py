@@ -80,7 +80,7 @@ def fail_to_save(config: Config) -> tuple[str, int]:
         with swapped(pretrain, Keeper=partial(pretrain.Keeper, at=Fault("writing", 0, "full"))):
             train_noting(config, note)
     except OSError as error:
-        return str(error), len(begun)
+        return "\n".join([str(error), *error.__notes__]), len(begun)
     raise AssertionError("nothing was said")
 
 

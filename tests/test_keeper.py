@@ -1,6 +1,7 @@
 """Laws of who writes the checkpoints of a run: nothing that fails stays unseen, nothing under way is lost, and nothing
 is held twice."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ BACKGROUND = replace(SMALL, steps=6, save_every=2, save_in_background=True)
 def test_a_write_in_the_background_that_fails_surfaces_by_the_next_step(run: Run, tmp_path: Path) -> None:
     told, begun = run(fail_to_save, 1, replace(BACKGROUND, out=tmp_path / "run"))[0]
     assert "cannot save" in told and "No space left on device" in told
+    assert "No checkpoint was complete yet: the next run starts anew." in told
     assert begun == 3, "the save is of step 2, and step 3 is the next"
 
 
@@ -96,3 +98,18 @@ def test_a_run_whose_place_another_took_saves_nothing_more(run: Run, tmp_path: P
     with pytest.raises(AssertionError, match="--save-to it is lost"):
         run(lose_the_place, 1, config, 2)
     assert [step_of(path) for path in steps(config.out)] == [1, 2]
+
+
+@pytest.mark.parametrize("save_every", [2, 9])
+def test_an_error_that_ends_a_run_tells_what_there_is_to_go_on_from(save_every: int, run: Run, tmp_path: Path) -> None:
+    # Of more than 1,000 documents only some are looked at before anything starts.
+    texts = [[1, 999 if i % 50 == 7 else 2] * 30 for i in range(1100)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    how = {"data": (str(tmp_path / "d.jsonl"),), "mesh": MeshConfig(shard=2), "save_every": save_every, "max_bad": 1}
+    with pytest.raises(AssertionError, match="cannot be used, of max_bad=1") as ended:
+        run(train, 2, replace(SMALL, out=tmp_path / "run", save_in_background=True, **how))
+    left = "No checkpoint was complete yet: the next run starts anew."
+    if found := steps(tmp_path / "run"):
+        left = f"{found[-1]} stands: the next run goes on from it, and takes the steps since then again."
+    assert bool(found) == (save_every == 2)
+    assert f"{left} --save-every, now {save_every}, saves more often." in str(ended.value)

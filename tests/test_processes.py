@@ -39,14 +39,17 @@ def test_what_ranks_refuse_is_told_in_words_with_code_2_and_its_traceback_is_kep
     words = f"error: {tmp_path / 'd.jsonl'}:2: token id 999 is beyond the vocabulary of 272 tokens.\n"
     words += "--max-bad N leaves out up to N documents that cannot be used."
     log = tmp_path / "run" / "errors.log"
+    words += "\nNo checkpoint was complete yet: the next run starts anew. --save-every, now 100, saves more often."
     assert f"{words}\nThe traceback is in {log}.\n" in done.stderr
     assert "ValueError" not in done.stderr
     assert ", in _check_bad\n" in log.read_text()
+    assert "--max-bad N leaves out up to" in log.read_text(), "it is spelled as it is typed, there too"
+    assert "\nmax_bad" not in log.read_text()
     if by:
         assert "exitcode  : 2 " in done.stderr
     else:
         assert done.returncode == 2
-        assert done.stderr.count("\n") == 3, "told once, and nothing else"
+        assert done.stderr.count("\n") == 4, "told once, and nothing else"
 
 
 def test_a_run_of_which_every_process_is_told_to_leave_saves_and_leaves_with_0(tmp_path: Path) -> None:
