@@ -10,6 +10,9 @@ It takes the flags of apps/pretrain.py, of any model that it trains. The blocks 
 device, where tensors have shapes and no memory. docs/plan.md says how far predictions are from what was measured.
 """
 
+import early  # noqa: F401  From here on Ctrl-C ends it with a word.
+
+# isort: split
 import json
 import sys
 

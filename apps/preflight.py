@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Never, Protocol, TypeVar
 
+from early import tell_interrupt
 from flags import NOTHING, Told, by_flags, parse
 from redact import without_secrets
 from settings import ask
@@ -174,5 +175,8 @@ def keep_trace(error: BaseException, out: Path) -> str:
 
 def _tell_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what Python would of an error that nobody caught, without secrets."""
+    if issubclass(kind, KeyboardInterrupt):
+        tell_interrupt(kind, error, trace)
+        return
     told = "".join(traceback.format_exception(kind, error, trace))
     print(without_secrets(told), end="", file=sys.stderr, flush=True)

@@ -8,6 +8,9 @@ It reads what runs leave (metrics.jsonl, eval.jsonl, skipped.jsonl, config.yaml,
 needs no GPU and no network. docs/report.md says what is on the page.
 """
 
+import early  # noqa: F401  From here on Ctrl-C ends it with a word.
+
+# isort: split
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -106,6 +106,30 @@ def test_after_ctrl_c_it_is_told_what_there_is_to_go_on_from(
     assert interrupt(lambda config: "") == ""
 
 
+@pytest.mark.parametrize("app", ["pretrain", "plan", "report", "merge"])
+def test_ctrl_c_before_an_app_has_begun_is_told_in_a_word(app: str) -> None:
+    # Tyro is imported by all of them, and before it nothing that takes long.
+    code = "import os, signal, sys; from importlib.abc import MetaPathFinder\n"
+    code += "class Slow(MetaPathFinder):\n    def find_spec(self, name, path, target=None):\n"
+    code += "        if name == 'tyro': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += f"sys.meta_path.insert(0, Slow()); sys.argv = [{app!r}]; sys.path.insert(0, {str(ROOT / 'apps')!r})\n"
+    code += f"import runpy; runpy.run_path({str(ROOT / 'apps' / app)!r} + '.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "\ninterrupted\n")
+
+
+def test_more_than_one_ctrl_c_ends_a_run_as_one_does(tmp_path: Path) -> None:
+    command = [sys.executable, str(PRETRAIN), "--steps", "100000", "--seq-len", "64", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    read_until(process, " 3/100000")
+    for _ in range(6):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, told = process.communicate(timeout=60)
+    assert "Traceback" not in told
+    assert told.startswith("Interrupted: every rank has ended.\nNo checkpoint was complete yet")
+
+
 def children_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 

@@ -126,10 +126,11 @@ def launch(
     if max_restarts < 0:
         raise ValueError(f"max_restarts={max_restarts}: ranks are started again at least 0 times.")
     if ranks == 1 and not max_restarts:
-        try:
-            main(config)
-        except KeyboardInterrupt:
-            _leave("Interrupted", signal.SIGINT)
+        with one_interrupt():
+            try:
+                main(config)
+            except KeyboardInterrupt:
+                _leave("Interrupted", signal.SIGINT)
         return
     _check_sendable(main, config)
     with (
