@@ -104,6 +104,18 @@ def test_what_is_not_there_is_an_error_with_the_nearest_name(tmp_path):
         assert str(caught.value) == f"{tmp_path}/{name}: {message}"
 
 
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("TSV", "\t")])
+def test_of_a_table_the_error_says_what_makes_a_known_kind_of_it(ending, mark, tmp_path):
+    table = tmp_path / f"it's mine.{ending}"
+    table.write_text(f'\ufefftext{mark}n\n"a{mark}b"{mark}1\nc{mark}2\n')
+    with pytest.raises(ValueError) as caught:
+        open_source(str(table))
+    command = str(caught.value).rsplit("This makes one of the table: ", 1)[1]
+    subprocess.run(command, shell=True, check=True)
+    source = open_records(str(table.with_suffix(".jsonl")))
+    assert [source[i]["text"] for i in range(len(source))] == [f"a{mark}b", "c"]
+
+
 def test_unknown_kinds_are_an_error(tmp_path):
     write(tmp_path / "a.csv", "a")
     with pytest.raises(ValueError, match=r"a\.csv: the kind of a file is its ending, one of \.txt, \.md, "):

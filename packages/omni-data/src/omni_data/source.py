@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePath
+from shlex import quote
 from typing import TypeVar
 
 from omni_data.columns import is_saved_dataset, open_arrow, open_hub, open_parquet, open_saved_dataset
@@ -146,8 +147,20 @@ def find_places(spec: str) -> list[Place]:
     else:
         places = [Place(str(path), str(path.absolute())) for path in find_files(spec)]
     if unknown := [place.name for place in places if kind_of(place) is None]:
-        raise ValueError(f"{', '.join(unknown[:5])}: the kind of a file is its ending, one of {', '.join(_KINDS)}.")
+        kinds = f"the kind of a file is its ending, one of {', '.join(_KINDS)}."
+        raise ValueError(f"{', '.join(unknown[:5])}: {kinds}{_by_table(unknown[0])}")
     return places
+
+
+def _by_table(name: str) -> str:
+    """How a table of text becomes a file of a known kind, in words; "" for what is none."""
+    path = PurePath(name)
+    marks = {".csv": "", ".tsv": ", delimiter='\\t'"}
+    if path.suffix.lower() not in marks or is_url(name):
+        return ""
+    rows = f"csv.DictReader(open({name!r}, encoding='utf-8-sig'){marks[path.suffix.lower()]})"
+    script = f"import csv, json; [print(json.dumps(row)) for row in {rows}]"
+    return f" This makes one of the table: python3 -c {quote(script)} > {quote(str(path.with_suffix('.jsonl')))}"
 
 
 def local_path(spec: str) -> str:
