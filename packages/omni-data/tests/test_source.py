@@ -104,9 +104,10 @@ def test_what_is_not_there_is_an_error_with_the_nearest_name(tmp_path):
         assert str(caught.value) == f"{tmp_path}/{name}: {message}"
 
 
+@pytest.mark.parametrize("name", ["it's mine", "my table"])
 @pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("TSV", "\t")])
-def test_of_a_table_the_error_says_what_makes_a_known_kind_of_it(ending, mark, tmp_path):
-    table = tmp_path / f"it's mine.{ending}"
+def test_of_a_table_the_error_says_what_makes_a_known_kind_of_it(name, ending, mark, tmp_path):
+    table = tmp_path / f"{name}.{ending}"
     table.write_text(f'\ufefftext{mark}n\n"a{mark}b"{mark}1\nc{mark}2\n')
     with pytest.raises(ValueError) as caught:
         open_source(str(table))

@@ -160,7 +160,9 @@ def _by_table(name: str) -> str:
         return ""
     rows = f"csv.DictReader(open({name!r}, encoding='utf-8-sig'){marks[path.suffix.lower()]})"
     script = f"import csv, json; [print(json.dumps(row)) for row in {rows}]"
-    return f" This makes one of the table: python3 -c {quote(script)} > {quote(str(path.with_suffix('.jsonl')))}"
+    # Readable, where nothing in the name means something to a shell.
+    word = f'"{script}"' if re.fullmatch(r"[\w./ -]+", name) else quote(script)
+    return f" This makes one of the table: python3 -c {word} > {quote(str(path.with_suffix('.jsonl')))}"
 
 
 def local_path(spec: str) -> str:
