@@ -28,7 +28,7 @@ def test_rows_that_are_written_again_go_and_that_is_told(tmp_path: Path) -> None
 
 def test_a_row_that_cannot_be_written_is_told_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(ValueError, match=r"metrics.jsonl cannot be written: No space left on device. The same command"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl cannot be written: No space left on device. Make room"):
         append_row(tmp_path / "metrics.jsonl", {"step": 1})
 
 

@@ -14,7 +14,7 @@ from textwrap import dedent
 import pytest
 
 from omni_mesh import MeshConfig, launch, planned_ranks
-from omni_mesh.launching import Report, find_refusal, tell_failure
+from omni_mesh.reports import Report, find_refusal, tell_failure
 
 PREAMBLE = """
 import os, signal, sys, time

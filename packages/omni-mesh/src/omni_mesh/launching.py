@@ -5,17 +5,15 @@ terminal needs: the error of the rank that failed first, told once; one exit cod
 """
 
 import atexit
-import json
 import logging
 import os
 import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from omni_mesh.relay import Relay, Stopped, one_interrupt, relay_signals
+from omni_mesh.reports import Report, find_refusal, read_reports, tell_failure, write_report
 from omni_mesh.shield import no_child_left, quiet, shielded
 from omni_mesh.signals import LEAVE, SAVE, ignore_saves
 from omni_mesh.spec import MeshConfig, ranks_asked
@@ -53,17 +52,6 @@ class _Job(Generic[C]):
     """Folder where a failing rank leaves its report."""
     told: Path
     """Is there once the launcher was told to leave."""
-
-
-class Report(NamedTuple):
-    """How a rank says that it failed: by a traceback ("failed:") or by a code ("exited with code 3")."""
-
-    rank: int
-    text: str
-    is_final: bool = False
-    """It would fail again if it were started again."""
-    refusal: str | None = None
-    """The words of the `ValueError` that it was: a mistake of whoever asked, and no failure."""
 
 
 class _Failed(NamedTuple):
@@ -151,33 +139,6 @@ def launch(
             print(f"All ranks are started again, {restart + 1} of {max_restarts} times.", file=sys.stderr, flush=True)
 
 
-def tell_failure(rank: int, exitcode: int, ranks: int, reports: Sequence[Report]) -> tuple[str, int]:
-    """What to say, and the code to exit with, when `rank` was the first seen to end with `exitcode`.
-
-    `reports` are those of all ranks, in the order in which they failed. The first seen may be a victim: a rank that
-    raises takes a while to leave, and takes others down. So the earliest report is told too. Pure.
-    """
-    lines = []
-    if rank not in [report.rank for report in reports]:
-        how = f"exited with code {exitcode}, and without a Python error: its output above is all there is"
-        if exitcode < 0:
-            how = f"was killed by {signal.Signals(-exitcode).name}"
-        if exitcode == -signal.SIGKILL:
-            how += ", most often because the machine ran out of memory"
-        lines.append(f"Rank {rank} of {ranks} {how}.")
-    if reports:
-        lines.append(f"Rank {reports[0].rank} of {ranks} {reports[0].text}")
-    return "\n".join(lines), exitcode if exitcode > 0 else 128 - exitcode
-
-
-def find_refusal(rank: int, reports: Sequence[Report]) -> str | None:
-    """What the rank that failed first refused; None if it did not refuse, or `rank`, the first seen, has no report.
-
-    Who died without a word may have made others say anything. Pure.
-    """
-    return reports[0].refusal if rank in [report.rank for report in reports] else None
-
-
 def _check_sendable(main: Callable[[C], None], config: C) -> None:
     try:
         pickle.dumps((main, config))
@@ -221,7 +182,7 @@ def _start_ranks(job: _Job[C], relay: Relay) -> _Failed | None:
             _leave("Stopped by SIGTERM", signal.SIGTERM)
         if failure.exitcode == -signal.SIGINT:  # Ctrl-C reaches the ranks as well, and one was seen to die of it.
             _leave("Interrupted", signal.SIGINT)
-        reports = _read_reports(job.reports)
+        reports = read_reports(job.reports)
         told, code = tell_failure(rank, failure.exitcode, job.ranks, reports)
         return _Failed(told, code, any(report.is_final for report in reports), find_refusal(rank, reports))
     except KeyboardInterrupt:
@@ -261,13 +222,13 @@ def _run_rank(job: _Job[C]) -> None:
             return  # To the agent, a process that leaves without returning never finishes.
         with_code = isinstance(leaving.code, int)
         told = f"exited with code {leaving.code}." if with_code else f"exited: {leaving.code}"
-        _write_report(job.reports, Report(int(os.environ["RANK"]), told))
+        write_report(job.reports, Report(int(os.environ["RANK"]), told))
         raise SystemExit(leaving.code if with_code else 1) from leaving
     except BaseException as error:
         below = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # The frames of `main`.
         told = "failed:\n" + "".join(traceback.format_exception(below)).rstrip()
         refusal = str(error) if isinstance(error, ValueError) else None
-        _write_report(job.reports, Report(int(os.environ["RANK"]), told, isinstance(error, FINAL), refusal))
+        write_report(job.reports, Report(int(os.environ["RANK"]), told, isinstance(error, FINAL), refusal))
         raise SystemExit(1) from error
 
 
@@ -285,17 +246,3 @@ def _end(done: threading.Event) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def _write_report(folder: Path, report: Report) -> None:
-    """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment."""
-    path = folder / f"{time.time_ns():020d}-{report.rank}"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(report))
-    part.rename(path)
-
-
-def _read_reports(folder: Path) -> list[Report]:
-    """The reports of the ranks that failed, earliest first."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix != ".part")
-    return [Report(*json.loads(path.read_text())) for path in paths]
