@@ -37,8 +37,10 @@ def parse(config_type: type[C], manual: str | None, *, told: Told = NOTHING, arg
     try:
         return tyro.cli(config_type, description=manual, args=args, registry=registry)
     except SystemExit as leaving:
-        if leaving.code and (names := name_flags(sys.argv[1:] if args is None else args, config_type)):
-            print(*names, sep="\n", file=sys.stderr)
+        if leaving.code:
+            names = name_flags(sys.argv[1:] if args is None else args, config_type)
+            for line in (*names, *example_of(config_type, manual)):
+                print(line, file=sys.stderr)
         raise
 
 
@@ -54,6 +56,17 @@ def flags_of(info: StructTypeInfo, *, told: Told) -> StructConstructorSpec | Non
         hint = tyro.conf.Suppress[hints[field.name]] if said is None else hints[field.name]
         flags.append(StructFieldSpec(field.name, hint, _default(field, info), said))
     return StructConstructorSpec(info.type, tuple(flags))
+
+
+def example_of(config_type: Any, manual: str | None) -> list[str]:
+    """A command of `manual`, for an app that does nothing without being told what with; else nothing. Pure."""
+    asks = not is_dataclass(config_type) or any(
+        field.default is MISSING and field.default_factory is MISSING
+        for field in fields(config_type)
+        if not is_dataclass(getattr(field.type, "__origin__", field.type))
+    )
+    commands = [line.strip() for line in (manual or "").splitlines() if line.strip().startswith("uv run ")]
+    return [f"As in: {re.split(r' {3,}', commands[0])[0]}"] if asks and commands else []
 
 
 def docs_of(kind: type) -> Mapping[str, str]:

@@ -23,15 +23,23 @@ def read_named(read: Callable[[str], T], name: str) -> T:
     if (parent := Path(name).parent).is_dir():
         raise ValueError(
             f"there is no {name}{nearest(Path(name))}, and {parent} is a directory here. If a model of the hub is "
-            f"meant, fetch it first, where there is network: uv run apps/download.py {name}"
+            f"meant: {how_to_fetch(name)}"
         )
     try:
         return read(name)
     except ValueError as problem:
         if not is_fetchable(name):
             raise
-        told = f"{problem}\nWhere there is network, fetch it: uv run apps/download.py {name}"
-        raise ValueError(told) from problem
+        raise ValueError(f"{problem}\n{how_to_fetch(name)}") from problem
+
+
+def how_to_fetch(name: str) -> str:
+    """Of a model that the hub may have, in words. Pure."""
+    folder = f"models/{name.rpartition('/')[2]}"
+    return (
+        f"Where there is network, fetch it: uv run apps/download.py {name}. For another machine: the same with --to "
+        f"{folder}, and copy that folder there, where {folder} is its name."
+    )
 
 
 def is_fetchable(name: str) -> bool:

@@ -46,7 +46,7 @@ from step import (
     take_steps,
 )
 from tracking import tracking
-from watch import forget_rows, what_interrupt_left, what_next
+from watch import forget_rows, say, what_interrupt_left, what_next
 
 from omni_data import Cursor
 from omni_mesh import heed_signals, join_world, make_mesh, watch_stalls
@@ -92,7 +92,7 @@ def train(config: Config, run: Decision, *, asked: object, app: str = "pretrain"
             state, cursor, about = load_run(state, found, config.keeps_frozen())
         saves, changed = keeper.make_room(state, cursor), changed_settings(about, config, settle(config, run))
         if chief := world.rank == 0:
-            print(run.told(found, saves, changed), flush=True)
+            say(run.told(found, saves, changed))
             run.tokenizer.save(save_config(model, config.out / "model", eos_id=run.tokenizer.eos_id))
             write_adapters(config, model)
             save_settings(asked, config.out)
@@ -134,7 +134,7 @@ def train(config: Config, run: Decision, *, asked: object, app: str = "pretrain"
             report.check_end(saved=not due)
             keeper.wait()
         if chief:
-            print(what_next(config, state.step, since=first, left=report.asked_to_leave, app=app), flush=True)
+            say(what_next(config, state.step, since=first, left=report.asked_to_leave, app=app))
     if config.leave_code and report.asked_to_leave and state.step < stop:
         sys.exit(config.leave_code)
 

@@ -31,6 +31,7 @@ from watch import (
     odd_lines,
     peak_memory_gb,
     progress_line,
+    say,
     skip_line,
     what_stands,
 )
@@ -143,7 +144,7 @@ class Reporter:
         self.tell()
         self.noted = noted
         if data.last and self.world.rank == 0:
-            print(f"The data ends with step {step}.", flush=True)
+            say(f"The data ends with step {step}.")
         if self.world.device.type == "cpu":
             self.tell()
 
@@ -181,7 +182,7 @@ class Reporter:
             self.track(row, "")
             pace = (time.perf_counter() - self.began) / (noted.step - self.first)
             line = progress_line(row, self.config.steps, pace)
-            print(*odd_lines(noted.step, odd, self.odd), line, sep="\n", flush=True)
+            say(*odd_lines(noted.step, odd, self.odd), line)
 
     def _tell_data(self, heard: Mapping[str, float]) -> dict[str, float]:
         """The share of positions that are no padding; and what was read otherwise than as it is, of the whole run here.
@@ -224,7 +225,7 @@ class Reporter:
         if self.world.rank == 0:
             append_row(self.config.out / "eval.jsonl", self.evaluated)
             self.track(self.evaluated, EVAL)
-            print(eval_line(self.evaluated, self.config.steps), flush=True)
+            say(eval_line(self.evaluated, self.config.steps))
         self.skip_time()
 
     def _note_best(self, loss: float, step: int) -> None:
@@ -261,7 +262,7 @@ class Reporter:
         if self.world.rank == 0:
             values = {name: value if math.isfinite(value) else str(value) for name, value in self.values.items()}
             append_row(path, {"step": noted.step, **values, "cursor": cursor_to_json(noted.cursor)})
-            print(skip_line(noted.step, lost, self.skips, self.config.max_skips), flush=True)
+            say(skip_line(noted.step, lost, self.skips, self.config.max_skips))
         replay = without_secrets(shlex.join(["uv", "run", *sys.argv, "--stop-after", str(noted.step)]))
         check_skips(noted.step, lost, self.skips, self.config, replay=replay, cursor=path)
 

@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import resource
 import shlex
 import sys
@@ -169,6 +170,21 @@ def forget_after(path: Path, step: int) -> str:
     part.write_text("".join(f"{line}\n" for line in kept))
     part.rename(path)
     return f"{path} has rows after step {step}, {len(lines) - len(kept)} of them: they go, and are written again."
+
+
+def say(*lines: str) -> None:
+    """Print what a run tells of itself while it goes. Effect: writes to stdout, at once.
+
+    Raises:
+        ValueError: if whoever read it has left, as `head` does when it has enough.
+    """
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it once more at exit.
+        raise ValueError(
+            "what read the output of this run has ended, and so does the run. Send the output to a file, and read that."
+        ) from problem
 
 
 def append_row(path: Path, row: Row) -> None:

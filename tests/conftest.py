@@ -41,11 +41,12 @@ MANY = 5000
 
 def pytest_configure() -> None:
     """One thread a process, of those too that tests start: many share the cores, and threads that wait, spin. A signal
-    that is ignored here would be in all that tests start, and no script can change that. Hubs of tests leave nothing
-    among what was really fetched."""
+    that is ignored here, as Ctrl-C is in the background, would be in all that tests start, and no script can change
+    that. Hubs of tests leave nothing among what was really fetched."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["HF_HOME"] = mkdtemp(prefix="hub-")
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -90,14 +91,17 @@ def pytest_unconfigure() -> None:
 def saves_of_fixtures() -> None:
     """A run in this process may ignore SIGUSR1, one of a package's tests too; what fixtures start must heed it."""
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def saves() -> Iterator[None]:
     """The same of what tests start, also where a fixture had a run."""
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

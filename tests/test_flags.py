@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import checkpoint
 import infer
 import merge
 import omni
@@ -89,6 +90,8 @@ def test_flag_names_other_tools_are_called_by_their_names_here(capsys: pytest.Ca
             "--gradient-checkpointing is --recompute.every 1 here.",
         ),
         (infer, ["model", "--max-new-tokens", "3"], "--max-new-tokens is --tokens here."),
+        (plan, ["--num-gpus", "8", "--nodes", "2"], "--num-gpus is --gpus here, of all machines together.\n--nodes is"),
+        (pretrain, ["--gpus", "8"], "--gpus follows here: a rank on each GPU there is"),
     ):
         with pytest.raises(SystemExit, match="2"):
             parse(app.Config, None, args=words)
@@ -100,6 +103,24 @@ def test_flag_names_other_tools_are_called_by_their_names_here(capsys: pytest.Ca
 
 def test_what_flag_names_other_tools_are_called_here_are_flags() -> None:
     apps = (pretrain, sft, omni, infer, merge, plan)
-    named = {*ELSEWHERE, *MORE, *(near for near, _ in OTHERWISE.values())}
+    named = {*ELSEWHERE, *MORE, *(near for nears in OTHERWISE.values() for near in nears)}
     assert named <= set().union(*(flag_names(app.Config) for app in apps))
     assert not {name for names in ELSEWHERE.values() for name in names} & set(OTHERWISE), "told once"
+
+
+def test_who_leaves_out_what_an_app_needs_is_shown_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for app, words, told in (
+        (merge, ["runs/x"], "As in: uv run apps/merge.py runs/pretrain --to runs/pretrain/merged\n"),
+        (checkpoint, [], "As in: uv run apps/checkpoint.py verify runs/pretrain\n"),
+        (checkpoint, ["verify", "--steps", "3"], "As in: uv run apps/checkpoint.py verify runs/pretrain\n"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse(app.Config, app.__doc__, args=words)
+        assert capsys.readouterr().err.endswith(told)
+
+
+def test_who_misspells_what_an_app_does_not_need_is_shown_none(tmp_path: Path) -> None:
+    for app in (pretrain, plan):
+        done = run_script(Path(app.__file__), "--misspelt", "3", folder=tmp_path)
+        assert done.returncode == 2 and "Unrecognized options: --misspelt" in done.stderr
+        assert "As in" not in done.stderr

@@ -398,6 +398,7 @@ def test_what_looks_like_a_path_is_refused_at_once_and_the_hub_by_how_to_fetch(
     (tmp_path / "runs").mkdir()
     told = complaint(replace(SMALL, **{flag: "runs/mine"}))
     assert "there is no runs/mine, and runs is a directory here" in told and "apps/download.py runs/mine" in told
+    assert "the same with --to models/mine, and copy that folder" in told
     assert "apps/download.py" not in complaint(replace(SMALL, **{flag: "./mine"}))
     (tmp_path / "runs" / "mine").mkdir()
     told = complaint(replace(SMALL, **{flag: "./runs/mien"}))

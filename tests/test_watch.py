@@ -1,10 +1,11 @@
 """Laws of what a run says of itself: no row is lost in silence, and what is said to stand does."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
-from watch import append_row, forget_after, progress_line
+from watch import append_row, forget_after, progress_line, say
 
 
 def write_rows(path: Path, steps: int) -> str:
@@ -30,6 +31,18 @@ def test_a_row_that_cannot_be_written_is_told_with_its_path(tmp_path: Path) -> N
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"metrics.jsonl cannot be written: No space left on device. Make room"):
         append_row(tmp_path / "metrics.jsonl", {"step": 1})
+
+
+def test_a_run_whose_output_nobody_reads_any_more_says_why_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        say("one", "two")
+        assert os.read(ours, 99) == b"one\ntwo\n"
+        os.close(ours)
+        with pytest.raises(ValueError, match=r"what read the output of this run has ended, and so does the run"):
+            say("three")
+        say("and nothing is left that Python could stumble over at exit")
 
 
 def test_rows_of_a_run_that_left_no_checkpoint_stay_beside_those_of_the_next(tmp_path: Path) -> None:

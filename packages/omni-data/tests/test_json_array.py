@@ -9,11 +9,18 @@ from hypothesis import strategies as st
 
 from omni_data import open_records, open_source, place_of
 
-VALUES = st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v))
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=9),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=9), v, max_size=4),
+    max_leaves=9,
+)
 
 
 @given(
-    st.lists(st.dictionaries(st.text(), VALUES), min_size=1), st.sampled_from([None, 1]), st.booleans(), st.booleans()
+    st.lists(st.dictionaries(st.text(max_size=9), VALUES, max_size=5), min_size=1, max_size=9),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.booleans(),
 )
 def test_objects_come_back_in_any_order(tmp_path_factory, objects, indent, ascii_only, bom):
     path = tmp_path_factory.mktemp("array") / "a.json"

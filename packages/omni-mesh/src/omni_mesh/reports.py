@@ -50,7 +50,10 @@ def find_refusal(rank: int, reports: Sequence[Report]) -> str | None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment."""
+    """Leave a report whose name sorts by time. It appears whole or not at all, as this rank may be ended any moment.
+
+    Effect: writes to `folder`.
+    """
     path = folder / f"{time.time_ns():020d}-{report.rank}"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(report))
@@ -58,6 +61,6 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """The reports of the ranks that failed, earliest first."""
+    """The reports of the ranks that failed, earliest first. Effect: reads `folder`."""
     paths = sorted(path for path in folder.iterdir() if path.suffix != ".part")
     return [Report(*json.loads(path.read_text())) for path in paths]

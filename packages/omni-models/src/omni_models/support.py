@@ -57,7 +57,7 @@ def unsupported(model: PreTrainedModel) -> list[str]:
         ),
         (
             getattr(config, "is_decoder", True) is False and any(not _is_causal(module) for module in attentions),
-            "its attention sees later tokens (is_decoder is false)",
+            "it is an encoder (is_decoder is false): its attention sees the tokens that it would predict",
         ),
         (getattr(text, "use_bidirectional_attention", False), "its attention sees later tokens"),
         (chunk is not None, f"it cuts attention into chunks of {chunk} by a mask, which packed rows do not have"),
