@@ -15,6 +15,7 @@ from rows import Rows, collate
 from share import make_sequence_group, share
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from watch import say
 
 from omni_data import Cursor, NoRows, Part, Stream, prefetch, stream_batches, with_sources
 from omni_data.pack import Batch, pack_batch
@@ -159,9 +160,9 @@ def tell_left_out(stream: Stream[Batch], most: int) -> Stream[Batch]:
         for problem in batch.problems:
             count += 1
             if count <= TOLD_BAD:
-                print(without_secrets(by_flags(f"left out, {count} of --max-bad {most}: {problem}")), flush=True)
+                say(without_secrets(by_flags(f"left out, {count} of --max-bad {most}: {problem}")))
             if count == TOLD_BAD:
-                print("Others that are left out on this rank are counted only, as documents_bad.", flush=True)
+                say("Others that are left out on this rank are counted only, as documents_bad.")
         yield batch, cursor
 
 

@@ -15,6 +15,7 @@ from allocations import allocations_noted, save_allocations, tell_peak
 from request import Config
 from timeline import read_timeline, tell_timeline
 from torch.profiler import profile
+from watch import say
 from watching import profiled, watch_steps
 
 from omni_mesh import World
@@ -39,12 +40,12 @@ def profiling(config: Config, world: World, *, at: int) -> Iterator[Callable[[It
     steps = range(max(config.profile[0], at + 1), config.profile[-1] + 1)
     kept: list[Path] = []
     if not steps:
-        print(f"Nothing is profiled: the run stands at step {at}, past --profile.", flush=True)
+        say(f"Nothing is profiled: the run stands at step {at}, past --profile.")
     look = partial(keep_profile, config.out / "profile", steps, world.device, kept)
     with watch_steps(steps, look, at=at) as watched:
         yield watched
     if steps and not kept:
-        print(f"Nothing was profiled: the run ended before step {steps.start}.", flush=True)
+        say(f"Nothing was profiled: the run ended before step {steps.start}.")
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def keep_profile(folder: Path, steps: range, device: torch.device, kept: list[Pa
     if (timeline := read_timeline(profiler)).steps:
         save_trace(profiler, trace)
         kept.append(trace)
-        print(tell_timeline(timeline, most=15), memory, f"The profile is in {folder}.", sep="\n", flush=True)
+        say(tell_timeline(timeline, most=15), memory, f"The profile is in {folder}.")
 
 
 def save_trace(profiler: profile, path: Path) -> None:

@@ -18,7 +18,7 @@ from redact import without_secrets
 from request import Config
 from room import free_memory
 from torch import nn
-from watch import what_error_left, what_stands
+from watch import say, what_error_left, what_stands
 
 from omni_ckpt import (
     At,
@@ -70,10 +70,10 @@ def choose_checkpoint(out: Path, world: World) -> Path | None:
     for path, aside in set_aside(choice).items():
         if world.rank == 0:
             why = "; ".join(problem.removesuffix(".") for problem in choice.damaged[path][:3])
-            print(without_secrets(f"DAMAGED: {why}. It is kept as {aside}."), flush=True)
+            say(without_secrets(f"DAMAGED: {why}. It is kept as {aside}."))
     if world.rank == 0:
         told = f"DAMAGED: the run goes on from {choice.path}, the newest that is whole."
-        print(without_secrets(told), flush=True)
+        say(without_secrets(told))
     return choice.path
 
 

@@ -145,7 +145,7 @@ def forget_rows(out: Path, step: int) -> None:
     """Make the rows in `out` end with `step`. Effect: as `forget_after`, for each file of rows; prints what it did."""
     for name in ("metrics.jsonl", "skipped.jsonl", "eval.jsonl"):
         if told := forget_after(out / name, step):
-            print(told, flush=True)
+            say(told)
 
 
 def forget_after(path: Path, step: int) -> str:

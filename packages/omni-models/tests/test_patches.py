@@ -82,6 +82,8 @@ def test_towers_that_take_patches_one_by_one_do_without_convolutions(family: str
 
 
 def test_patches_asked_for_where_there_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no place for patches\. Leave it out"):
+        apply_kernels(make_model("qwen2_vl").model.language_model, torch_kernels([]), ("patches",))
     with pytest.raises(ValueError, match="fused kernels run on CUDA, not on cpu"):
         use_kernels(make_model("qwen2_vl"), ("patches",), device_type="cpu")
     assert find_patches(nn.Conv2d(3, 5, (2, 4), (2, 4))) == Patches((2, 4))

@@ -74,6 +74,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(16, 3 * 2 * head_dim), nn.Linear(2 * head_dim, 16)
 
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any) -> Tensor:
+        assert cu_seqlens.tolist() == [0, 4, 6]
         size = self.head_dim if self.kind == "named" else -1
         q, k, v = self.qkv(hidden_states).reshape(len(hidden_states), 3, 2, size).unbind(1)
         scale = q.shape[-1] if self.kind == "counted" else self.head_dim
@@ -91,6 +92,14 @@ class Config:
 )
 def test_heads_are_padded_only_where_that_is_proven(kind: str, head_dim: int, found: int) -> None:
     assert prove_heads(Attention(head_dim, kind), Attention.forward) == found
+
+
+def test_heads_are_proven_on_the_cpu_whatever_the_default_device_is() -> None:
+    with torch.device("meta"):
+        module = Attention(8, "plain")
+        assert prove_heads(module, Attention.forward) == 8
+    del module.config
+    assert prove_heads(module, Attention.forward) == 0, "it names no attention, so nothing is known of it"
 
 
 def test_attention_without_one_projection_for_all_three_is_left_alone() -> None:

@@ -41,6 +41,11 @@ def test_what_was_written_is_read_whatever_came_and_went(moves: list[tuple[bool,
         else:
             x = torch.full((size,), number, dtype=torch.uint8)
             place = arena.take(size)
+            before = sorted(other for other, _ in held if other < place)
+            gaps = [
+                after.begin - end for end, after in zip([0, *(p.end for p in before)], [*before, place], strict=True)
+            ]
+            assert max(gaps[:-1], default=0) < size and (gaps[-1] == 0), "the first gap that is large enough"
             write(arena, place, x)
             held.append((place, x))
             most = max(most, place.end)

@@ -1,5 +1,6 @@
 """Laws of activations in host memory: numbers stay, the device forgets, memory of the host is used again."""
 
+import copy
 import gc
 from dataclasses import replace
 
@@ -154,6 +155,22 @@ class Changes(Block):
         kept_BH = h_BH.sin()
         h_BH.add_(1)
         return kept_BH
+
+
+class Turns(Block):
+    """A block that keeps what is conjugated, and what is negated, only when it is read."""
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        turned_BH = torch.complex(super().forward(x_BH), x_BH)
+        kept_BH = turned_BH.conj()
+        return (turned_BH * kept_BH).real + kept_BH.imag * x_BH
+
+
+def test_what_is_turned_only_when_it_is_read_stays() -> None:
+    model = make_toy()
+    model.layers = nn.ModuleList(Turns(7) for _ in model.blocks)
+    plain = gradients(copy.deepcopy(model), make_batch())
+    assert_same(gradients(offloaded(model, plan_toy()), make_batch()), plain)
 
 
 def test_a_tensor_that_is_changed_after_is_told() -> None:

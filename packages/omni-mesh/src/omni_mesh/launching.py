@@ -97,9 +97,9 @@ def launch(
     printed; its cause, a `Refused`, has the traceback of the rank. But first all ranks are started again, up to
     `max_restarts` times, for a `main` that goes on from what it saved; not after a `ValueError` or
     `FloatingPointError`, which would be raised again. Ctrl-C ends all ranks by SIGTERM, after 30 seconds by SIGKILL,
-    and raises `SystemExit` too; a second one changes nothing. SIGTERM and SIGUSR1 are handed on to the ranks: see
-    `heed_signals` for a rank that saves its work; of one that does not heed them yet, SIGTERM is the end, and SIGUSR1
-    does nothing. A second SIGTERM ends all.
+    and raises `SystemExit` too; repeated within 2 seconds it changes nothing, later it ends all at once.
+    SIGTERM and SIGUSR1 are handed on to the ranks: see `heed_signals` for a rank that saves its work; of one that does
+    not heed them yet, SIGTERM is the end, and SIGUSR1 does nothing. A second SIGTERM ends all.
     Raises `ValueError` if `ranks` is below 1, `max_restarts` below 0, if `main` and `config` cannot be sent to another
     process, or if a rank raises it.
     """

@@ -3,13 +3,19 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from omni_mesh.signals import LEAVE, SAME_S, SAVE
+
+_AGAIN_S: Final = 2.0
+"""After so many seconds a repeated Ctrl-C is another one: the first may have been lost, as in a finalizer, where Python
+swallows what is raised; or what it began takes too long for whoever presses."""
 
 
 class Relay:
@@ -39,27 +45,30 @@ class Relay:
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """While open, the first Ctrl-C is a KeyboardInterrupt; what comes after it does nothing until the process ends, as
-    it would interrupt the ending. For the main thread.
+    """While open, Ctrl-C is a KeyboardInterrupt, and what comes within 2 seconds after it does nothing: who holds the
+    keys down, or presses them twice, would else interrupt the ending. In other threads than the main one, and where
+    Ctrl-C is handled otherwise than by Python's own handler, nothing is changed.
 
-    Effect: the signal handler, if it is Python's own.
+    Effect: the signal handler. After a Ctrl-C it stays, for what may come until the process has ended.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    interrupted = False
+    last: float | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
+        nonlocal last
+        now = time.monotonic()
+        if last is None or now - last > _AGAIN_S:
+            last = now
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        if not interrupted:
+        if last is None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -83,7 +83,8 @@ def apply_kernels(model: M, kernels: Kernels, names: Sequence[str] | None = None
     found = fused | {_name(fit) for fit in plan.values() if not isinstance(fit, str)}
     if idle := [name for name in names if name not in found]:
         reasons = "; ".join(f"{kind}: {what}" for kind, what in _words(plan).items() if "not fused" in what)
-        raise ValueError(f"{type(model).__name__} has no place for {', '.join(idle)}. {reasons}. Leave it out.")
+        why = f" {reasons}." if reasons else ""
+        raise ValueError(f"{type(model).__name__} has no place for {', '.join(idle)}.{why} Leave it out.")
     forwards: dict[tuple[Any, ...], Callable[..., Any]] = {}
     for module, fit in plan.items():
         if isinstance(fit, str) or _name(fit) not in names:

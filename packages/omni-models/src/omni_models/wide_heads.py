@@ -83,12 +83,15 @@ def prove_heads(module: nn.Module, forward: Callable[..., Any]) -> int:
         return 0
     generator = torch.Generator().manual_seed(0)
     probe = copy_probe(module, {}, generator)
-    probe.config = copy.copy(probe.config)
-    probe.config._attn_implementation_internal = "eager"
     angles = draw((6, dim // 2), generator).repeat(1, 2)
-    given = {"hidden_states": draw((6, probe.qkv.in_features), generator), "cu_seqlens": torch.tensor([0, 4, 6])}
-    given["position_embeddings"] = (angles.cos(), angles.sin())
+    given = {
+        "hidden_states": draw((6, probe.qkv.in_features), generator),
+        "cu_seqlens": torch.tensor([0, 4, 6], device="cpu"),
+        "position_embeddings": (angles.cos(), angles.sin()),
+    }
     try:
+        probe.config = copy.copy(probe.config)
+        probe.config._attn_implementation_internal = "eager"
         want = type(module).forward(probe, **given)
         got = widen(forward, dim, lambda *_: True)(probe, **given)
     except UNFIT:

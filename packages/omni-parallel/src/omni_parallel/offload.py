@@ -223,7 +223,8 @@ class Depot:
 
 def _is_worth(x: Tensor, smallest: int) -> bool:
     own = not isinstance(x, nn.Parameter) and not isinstance(x._base, nn.Parameter)
-    return own and type(x) is Tensor and x.nbytes >= smallest and _is_dense(x)
+    as_it_lies = type(x) is Tensor and not x.is_conj() and not x.is_neg() and _is_dense(x)
+    return own and as_it_lies and x.nbytes >= smallest
 
 
 def _is_weight(x: Tensor, modules: list[nn.Module], experts: list[nn.Module]) -> bool:
