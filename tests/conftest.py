@@ -33,6 +33,13 @@ EVERY_RUN = {
     "test_idle_ranks_and_more_experts_than_tokens_are_exact_and_never_hang": "all tokens to one|more experts",
     "test_the_balance_loss_is_that_of_plain_transformers_over_all_tokens": "deepseek_v3|qwen3_moe",
     "test_a_run_goes_from_mesh_to_mesh": r"\[(one rank|replicate 2 x shard 2) >",
+    "test_data_that_ends_ends_the_run_with_every_document_read": "2]",
+    "test_every_document_is_read_however_unlike_they_are": "2]",
+    "test_a_frozen_tower_stays_as_it_is_as_one_without_a_learning_rate_does": "sp 2]",
+    "test_a_checkpoint_goes_to_any_mesh_bit_for_bit_and_training_goes_on": "qwen3_moe",
+    "test_it_is_the_loss_of_plain_transformers_on_every_mesh": "qwen3_moe",
+    "test_moments_of_spread_experts_are_like_others": "4]",
+    "test_a_wheel_installs_and_imports_with_what_it_declares": "omni-(mesh|models)]",
 }
 """Of long tables the rows that every run has, by the name of the test; others are marked thorough."""
 MANY = 5000

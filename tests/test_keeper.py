@@ -38,6 +38,7 @@ def test_leaving_waits_for_the_save_under_way_and_commits_it(fails_at: int | Non
     assert (end, newest, saving) == ("of the step" if fails_at else "well", "step-00000002", [])
 
 
+@pytest.mark.thorough
 def test_twenty_saves_in_the_background_leak_nothing(run: Run, tmp_path: Path) -> None:
     config = replace(BACKGROUND, out=tmp_path / "run", mesh=MeshConfig(shard=2), steps=24, save_every=1)
     for held in run(count_what_is_held, 2, config):

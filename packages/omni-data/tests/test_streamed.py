@@ -138,9 +138,10 @@ def memory():
 @pytest.mark.parametrize("columns", [None, ["text"]])
 @pytest.mark.parametrize("kind", FILES)
 def test_records_are_those_of_the_source_that_gives_any(tmp_path, memory, kind, columns):
-    path = write(tmp_path / f"a.{kind}", ROWS)
+    rows = ROWS[:200] if kind.startswith(("tar", "tgz")) else ROWS  # Python reads headers of members slowly.
+    path = write(tmp_path / f"a.{kind}", rows)
     expected = list(open_records(path, columns=columns, cache=tmp_path / "cache"))
-    assert len(expected) == len(ROWS)
+    assert len(expected) == len(rows)
     source = stream_records(path, columns=columns)
     assert records(source) == records(pickle.loads(pickle.dumps(source))) == expected
     memory.pipe(f"/web/a.{kind}", (tmp_path / f"a.{kind}").read_bytes())

@@ -91,6 +91,7 @@ with join_world(device="cpu", timeout_s=30) as world:
 """
 
 
+@pytest.mark.thorough
 def test_ranks_of_two_agents_of_torchrun_that_count_differently_meet_again(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

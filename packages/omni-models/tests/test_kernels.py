@@ -312,7 +312,7 @@ def test_fused_blocks_may_be_computed_again(family: str, keep_products: bool) ->
 
 @pytest.mark.skipif(not READY, reason="needs triton")
 def test_in_tritons_interpreter_blocks_of_kernels_may_be_computed_again(tmp_path: Path) -> None:
-    cases = [{"family": f, "keep_products": keep} for f, keep in (("qwen3", False), ("qwen3", True), ("gemma3", True))]
+    cases = [{"family": f, "keep_products": keep} for f, keep in (("qwen3", False), ("gemma3", True))]
     for case, found in zip(cases, interpret("model", cases, tmp_path), strict=True):
         equal((found["logits"], found["grads"]), run(make_model(case["family"])))
 
