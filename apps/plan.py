@@ -5,9 +5,11 @@ and which meshes would be faster.
     uv run apps/plan.py --model qwen3-30b-a3b --gpus 64 --seq-len 8192 --batch 512 --ep 8 --micro 1
     uv run apps/plan.py --model deepseek-v3 --gpus 1024 --seq-len 4096 --batch 4096 --html plan.html
     uv run apps/plan.py --model my/directory --gpus 8 --json
+    uv run apps/plan.py --config recipes/pretrain/qwen3-8b.yaml --gpus 64
 
-It takes the flags of apps/pretrain.py, of any model that it trains. The blocks of the model are run on torch's meta
-device, where tensors have shapes and no memory. docs/plan.md says how far predictions are from what was measured.
+It takes the flags and files of settings of apps/pretrain.py, apps/sft.py and apps/omni.py. The blocks of the model are
+run on torch's meta device, where tensors have shapes and no memory. docs/plan.md says how far predictions are from
+what was measured.
 """
 
 import early  # noqa: F401  From here on Ctrl-C ends it with a word.
@@ -20,6 +22,7 @@ from forecast import as_json, forecast
 from page import make_page
 from picture import tell_forecast
 from preflight import run
+from settings import ask
 from subject import TOLD, Config, read_subject
 
 
@@ -34,4 +37,4 @@ def main(asked: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, told=TOLD)
+    run(main, Config, __doc__, told=TOLD, read=ask)

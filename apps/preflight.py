@@ -120,10 +120,18 @@ def check_restarts(config: HasMesh) -> None:
         )
 
 
-def run(main: Callable[[T], None], config_type: type[T], manual: str | None, *, told: Told = NOTHING) -> None:
-    """Parse the command line and run `main` in this process. Exits with 2 and the problem if there is one."""
+def run(
+    main: Callable[[T], None],
+    config_type: type[T],
+    manual: str | None,
+    *,
+    told: Told = NOTHING,
+    read: Callable[..., T] = parse,
+) -> None:
+    """Read the command line, and with `ask` as `read` the files of settings that it names, and run `main` in this
+    process. Exits with 2 and the problem if there is one."""
     sys.excepthook = _tell_failure
-    config = parse(config_type, manual, told=told)
+    config = _told(partial(read, config_type, told=told), manual)
     try:
         _told(main, config)
         sys.stdout.flush()

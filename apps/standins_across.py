@@ -21,11 +21,12 @@ def swap_heads(P: int, notes: Notes) -> Callable[[Callable[..., Any]], Callable[
 
     def transform(attend: Callable[..., Any]) -> Callable[..., Any]:
         def attend_across(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **facts: Any) -> Any:
+            N = q.shape[1]
             q, k, v = _ToHeads.apply(P, notes, q, k, v)  # pyright: ignore[reportGeneralTypeIssues]
             if (sink_N := facts.get("s_aux")) is not None:
                 facts["s_aux"] = sink_N[: -(-len(sink_N) // P)]
             out_BSnD = attend(module, q, k, v, mask, **facts)[0]
-            return _ToTokens.apply(P, notes, out_BSnD), None
+            return _ToTokens.apply(P, N, notes, out_BSnD), None
 
         return attend_across
 
@@ -56,12 +57,12 @@ class _ToHeads(torch.autograd.Function):
 
 class _ToTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, P: int, notes: Notes, out_BSnD: Tensor) -> Tensor:
+    def forward(ctx: Any, P: int, N: int, notes: Notes, out_BSnD: Tensor) -> Tensor:
         ctx.notes, ctx.shape = notes, out_BSnD.shape
-        B, S, n, D = out_BSnD.shape
-        received = out_BSnD.new_empty(out_BSnD.numel())
+        B, S, _, D = out_BSnD.shape
+        received = out_BSnD.new_empty(B * (S // P) * N * D)
         notes.sends("all_to_all", "sp", received)
-        whole_BsND = out_BSnD.new_empty(B, S // P, n * P, D)
+        whole_BsND = out_BSnD.new_empty(B, S // P, N, D)
         notes.moves(received, whole_BsND)
         return whole_BsND
 
@@ -70,7 +71,7 @@ class _ToTokens(torch.autograd.Function):
         sent, received = grads[0].new_empty(grads[0].numel()), grads[0].new_empty(ctx.shape)
         ctx.notes.moves(grads[0], sent)
         ctx.notes.sends("all_to_all", "sp", received)
-        return None, None, received
+        return None, None, None, received
 
 
 @dataclass(frozen=True, slots=True)

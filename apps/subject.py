@@ -3,7 +3,7 @@
 No GPU is asked, nor are data read: a plan is of shapes alone.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,6 +16,8 @@ from gpus import Cluster, find_gpu
 from limits import check_numbers
 from refusal import attempt, refuse
 from rehearse import Stage, set_stage
+from request_chats import ChatConfig
+from request_media import MediaConfig
 
 from omni_mesh import MeshConfig, MeshSpec, resolve_mesh
 from omni_models import ModelFacts, build_model, choose_loss, describe, explain, fitting_kernels, unsupported
@@ -29,6 +31,10 @@ class Config:
     """One run, as of apps/pretrain.py, and the GPUs that it is planned for."""
 
     run: Annotated[request.Config, tyro.conf.arg(name="")] = request.Config()
+    chat: ChatConfig = ChatConfig()
+    media: MediaConfig = MediaConfig()
+    tower_lr: float | None = None
+    """Changes nothing of a plan."""
     gpus: int = 8
     """Ranks of the run, a GPU each."""
     gpu: str = "h200"
@@ -68,9 +74,10 @@ TOLD: Final = {
         "explain": "Print which kernels would be used on that GPU, and why not others, too.",
     },
     request.TrackConfig: dict.fromkeys(("track", "track_project", "track_name"), _IDLE),
+    **{kind: {field.name: _IDLE for field in fields(kind)} for kind in (ChatConfig, MediaConfig)},
 }
 """What flags of apps/pretrain.py are here, where that is something else: all are taken, so that the command of a run is
-that of its plan."""
+that of its plan, also of chats, with media or without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from omni_models import PRESETS
 from omni_parallel import AdamWConfig, RecomputeConfig
 
 PLAN = Path(__file__).parent.parent / "apps" / "plan.py"
+REFUSED = "this run cannot start:"
 TINY = RunConfig(model="tiny", seq_len=512, batch=8)
 
 
@@ -287,6 +288,10 @@ def test_any_model_is_planned(family: str, tmp_path: Path) -> None:
     assert isinstance(outlook, Outlook) and outlook.footprint.peak.total > 0 < outlook.speed
 
 
+def test_heads_that_ranks_do_not_divide_are_planned_too(tiny: Subject) -> None:
+    assert tiny.facts.num_heads % 3 and look_ahead(Theatre(tiny), MeshSpec(sp=3), Choice(1)).fits
+
+
 def test_the_largest_is_planned_in_seconds() -> None:
     assert "deepseek-v3" in PRESETS
     began = time.process_time()
@@ -318,6 +323,22 @@ def test_the_app_prints_and_writes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["gpus"] == 2 and page.read_text().startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_the_app_reads_the_settings_of_a_run(tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text("model: tiny\nbatch: 4\nmedia: {max_frames: 9}\ntower_lr: 1e-6\n")
+
+    def ask(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, str(PLAN), "--config", str(settings), *words], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, told, _ = ask("--gpus", "2", "--batch", "8", "--json")
+    assert code == 0 and json.loads(told)["rows"] == 8
+    settings.write_text("modle: tiny\n")
+    assert ask() == (2, "", f"error: {REFUSED}\n  - {settings}:1: there is no key modle. Did you mean model?\n")
 
 
 def _with(subject: Subject, run: RunConfig) -> Subject:

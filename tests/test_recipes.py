@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import omni
+import plan
 import pretrain
 import pytest
 import sft
@@ -47,6 +48,8 @@ def test_a_recipe_is_read_strictly_and_its_mesh_is_of_the_gpus_that_it_names(pat
     needs = NEEDS.match(path.read_text())
     assert needs, "the first line says what it needs"
     _, run = settings_of(path)
+    planned = read_settings(plan.Config, [path]).run
+    assert (planned.model, planned.mesh, planned.batch) == (run.model, run.mesh, run.batch), "it is planned as well"
     assert run.model in PRESETS and run.out.name.removeprefix(f"{path.parent.name}-") == path.stem
     assert resolve_mesh(run.mesh, int(needs["gpus"])).world == int(needs["gpus"]) and run.mesh.shard > 0
     assert int(needs["state"]) < 100
