@@ -1,7 +1,9 @@
 """The command line of an app: a flag for each field of its configuration, told by the docstring of the field, and the
 words of packages in terms of flags."""
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -42,6 +44,9 @@ def parse(config_type: type[C], manual: str | None, *, told: Told = NOTHING, arg
             for line in (*names, *example_of(config_type, manual)):
                 print(line, file=sys.stderr)
         raise
+    except BrokenPipeError:  # Whoever read the help has seen enough, as `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def flags_of(info: StructTypeInfo, *, told: Told) -> StructConstructorSpec | None:

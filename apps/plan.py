@@ -17,6 +17,9 @@ import early  # noqa: F401  From here on Ctrl-C ends it with a word.
 # isort: split
 import json
 import sys
+from errno import EISDIR
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from forecast import as_json, forecast
 from page import make_page
@@ -28,12 +31,26 @@ from subject import TOLD, Config, read_subject
 
 def main(asked: Config) -> None:
     """Tell how the run would go. Effect: prints, and writes a page if asked to."""
-    told = forecast(read_subject(asked))
+    subject = read_subject(asked)
+    if asked.html:
+        check_place(asked.html)
+    told = forecast(subject)
     print(json.dumps(as_json(told), indent=2) if asked.json else tell_forecast(told), flush=True)
     if asked.html:
-        asked.html.parent.mkdir(parents=True, exist_ok=True)
         asked.html.write_text(make_page(told))
         print(f"page      {asked.html}", file=sys.stderr if asked.json else sys.stdout, flush=True)
+
+
+def check_place(page: Path) -> None:
+    """Raises `ValueError` if a page cannot be written there. Effect: makes its folder, for a moment a file there."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=page.parent):
+            pass
+        if page.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a directory")
+    except OSError as problem:
+        raise ValueError(f"--html {page} cannot be written: {problem.strerror}. Give another place.") from problem
 
 
 if __name__ == "__main__":

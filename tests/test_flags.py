@@ -1,7 +1,11 @@
 """What the command line says of its flags."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,6 +121,16 @@ def test_who_leaves_out_what_an_app_needs_is_shown_a_command(capsys: pytest.Capt
         with pytest.raises(SystemExit, match="2"):
             parse(app.Config, app.__doc__, args=words)
         assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("app", [pretrain, merge])
+def test_who_has_seen_enough_of_the_help_sees_no_more(app: Any) -> None:
+    command = [sys.executable, app.__file__, "--help"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_who_misspells_what_an_app_does_not_need_is_shown_none(tmp_path: Path) -> None:

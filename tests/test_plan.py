@@ -20,6 +20,7 @@ from meshes import divisors, list_specs
 from outlook import Choice, Outlook, Theatre, choice_asked, look_ahead, traffic_of
 from page import make_page
 from picture import WIDE, bar, draw_mesh, tell_forecast
+from plan import main
 from plans import DOC, HERE, MARKED, OTHERS, Compared, compare_records, make_table
 from request import Config as RunConfig
 from subject import Config, Subject, read_subject
@@ -323,6 +324,13 @@ def test_the_app_prints_and_writes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["gpus"] == 2 and page.read_text().startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for page, why in ((tmp_path / "file" / "plan.html", "File exists"), (tmp_path, "it is a directory")):
+        with pytest.raises(ValueError, match=f"--html {page} cannot be written: {why}. Give another place."):
+            main(Config(run=TINY, gpus=4, html=page))
 
 
 def test_the_app_reads_the_settings_of_a_run(tmp_path: Path) -> None:
