@@ -17,7 +17,6 @@ import early  # noqa: F401  From here on Ctrl-C ends it with a word.
 # isort: split
 import json
 import sys
-from errno import EISDIR
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -47,8 +46,6 @@ def check_place(page: Path) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=page.parent):
             pass
-        if page.is_dir():
-            raise IsADirectoryError(EISDIR, "it is a directory")
     except OSError as problem:
         raise ValueError(f"--html {page} cannot be written: {problem.strerror}. Give another place.") from problem
 
